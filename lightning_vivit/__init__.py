@@ -1,0 +1,32 @@
+"""Curvature and tangent kernels of PyTorch Lightning modules, seen while they train."""
+
+from lightning_vivit.directions import Directions
+from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
+from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.functions import (
+    directional_derivatives,
+    empirical_ntk,
+    ggn_eigenpairs,
+    ggn_eigenvalues,
+    newton_step,
+)
+from lightning_vivit.problem import Problem
+from lightning_vivit.rules import register_rule, unregister_rule
+
+__all__ = [
+    "Directions",
+    "Evaluation",
+    "InteractionError",
+    "OptionError",
+    "Problem",
+    "ProblemError",
+    "ViViTError",
+    "directional_derivatives",
+    "empirical_ntk",
+    "evaluate",
+    "ggn_eigenpairs",
+    "ggn_eigenvalues",
+    "newton_step",
+    "register_rule",
+    "unregister_rule",
+]

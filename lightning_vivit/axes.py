@@ -1,0 +1,65 @@
+"""Where the samples are in a tensor: which axis, and how they share it with positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """Axis `dim` of a tensor holds N samples times T positions.
+
+    Attributes:
+        dim: The axis.
+        num_samples: N.
+        minor: False if the order along the axis is (N, T), True if it is (T, N).
+    """
+
+    dim: int
+    num_samples: int
+    minor: bool = False
+
+    def split(self, tensor: Tensor, leading: int = 0) -> Tensor:
+        """Move the samples to the front and leave the positions in their place.
+
+        Args:
+            tensor: [*lead, d_0, ..., N*T, ...] with the axis counted after `leading` axes.
+            leading: Number of leading axes in front, such as 1 for a column axis.
+
+        Returns:
+            [N, *lead, d_0, ..., T, ...].
+        """
+        axis = self.dim + leading
+        count = tensor.shape[axis] // self.num_samples
+        shape = tensor.shape
+        if self.minor:
+            parts = tensor.reshape(*shape[:axis], count, self.num_samples, *shape[axis + 1 :])
+            return parts.movedim(axis + 1, 0)
+        parts = tensor.reshape(*shape[:axis], self.num_samples, count, *shape[axis + 1 :])
+        return parts.movedim(axis, 0)
+
+    def select(self, tensor: Tensor, sample: int, leading: int = 0) -> Tensor:
+        """View of one sample's entries; writing to it writes to `tensor`."""
+        axis = self.dim + leading
+        count = tensor.shape[axis] // self.num_samples
+        if self.minor:
+            start, step = sample, self.num_samples
+            index = [slice(None)] * axis + [slice(start, None, step)]
+        else:
+            index = [slice(None)] * axis + [slice(sample * count, (sample + 1) * count)]
+        return tensor[tuple(index)]
+
+
+def candidate_axes(shape: tuple[int, ...], num_samples: int) -> list[SampleAxis]:
+    """All axes that can hold N samples, the usual places first."""
+    found = []
+    exact = [dim for dim, size in enumerate(shape) if size == num_samples]
+    found += [SampleAxis(dim, num_samples) for dim in exact]
+    for dim, size in enumerate(shape):
+        if size > num_samples and size % num_samples == 0:
+            found.append(SampleAxis(dim, num_samples))
+            if num_samples > 1:
+                found.append(SampleAxis(dim, num_samples, minor=True))
+    return found

@@ -1,0 +1,1 @@
+"""Ways to get Jacobian factors of a model."""

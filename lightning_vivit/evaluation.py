@@ -1,0 +1,422 @@
+"""One forward pass and one batched backward pass: kernel, spectrum, directions and steps.
+
+An `Evaluation` pays for the kernel once; the eigenvalues, the directional derivatives, the
+Newton step and the NTK of the same batch are cheap linear algebra on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.backends.autograd import jacobian_factors, locate_samples
+from lightning_vivit.batched import batched_grad
+from lightning_vivit.columns import sampled_columns, unit_columns
+from lightning_vivit.directions import Damping, Directions, directions_from_gram
+from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.factors import MODES
+from lightning_vivit.gram import group_kernel, weigh_kernel
+from lightning_vivit.groups import ParamGroups, resolve_groups
+from lightning_vivit.losses import SampleLayout, SampleLoss, make_loss
+from lightning_vivit.problem import Problem, Recording
+from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues
+
+COLUMNS = ("exact", "mc")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one parameter group contributes."""
+
+    names: list[str]
+    kernel: Tensor | None  # [N, D, N, D], exact columns only
+    weighted: Tensor | None  # [N, M+1, N, M+1], the gradient last; None without a loss
+
+
+class Evaluation:
+    """Results of one evaluated problem.
+
+    Attributes:
+        groups: Group name -> parameter names.
+        num_samples: N.
+        outputs: [N, D], detached.
+        targets: The loss call's target as given; None without a loss.
+        loss: Value of the loss as the user reduces it; None without a loss.
+        scale: The loss is ``scale * sum_n l_n``; None without a loss.
+        unused: Trainable parameters that do not influence the outputs.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        layout: SampleLayout,
+        loss: SampleLoss | None,
+        root: Tensor | None,
+        blocks: dict[str, _Block],
+        unused: Sequence[str],
+    ) -> None:
+        """Keep the kernels; use `evaluate` to make one."""
+        self._tape = recording.tape
+        self._live_outputs = recording.outputs
+        self._layout = layout
+        self._root = root
+        self._blocks = blocks
+        self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
+        self.groups = {name: block.names for name, block in blocks.items()}
+        self.num_samples = layout.num_samples
+        self.outputs = layout.flatten(recording.outputs.detach())
+        self.targets = None if recording.loss is None else recording.loss.target
+        self.loss = recording.value
+        self.scale = None if loss is None else loss.scale
+        self.unused = list(unused)
+
+    def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
+        """Empirical neural tangent kernel of the batch.
+
+        Args:
+            group: Parameter group.
+            mode: ``full``: [N, N, D, D]; ``trace``: [N, N], summed over outputs; ``diagonal``:
+                [N, N, D].
+
+        Returns:
+            The kernel in the layout of `mode`.
+
+        Raises:
+            OptionError: Unknown mode or group, or Monte-Carlo columns.
+        """
+        kernel = self._block(group).kernel
+        if kernel is None:
+            raise OptionError(
+                "The NTK needs exact columns, got Monte-Carlo columns. Evaluate with "
+                "columns='exact'."
+            )
+        if mode == "full":
+            return kernel.permute(0, 2, 1, 3)
+        if mode == "trace":
+            return torch.einsum("ndmd->nm", kernel)
+        if mode == "diagonal":
+            return torch.einsum("ndmd->nmd", kernel)
+        raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+
+    def eigenvalues(self, group: str = "all", samples: Sequence[int] | None = None) -> Tensor:
+        """Eigenvalues of the GGN that can differ from zero.
+
+        Args:
+            group: Parameter group.
+            samples: Restrict the GGN to these samples of the batch.
+
+        Returns:
+            [N*M] ascending.
+        """
+        kept = self._pairs.get((group, _key(samples)))
+        return kept[0] if kept is not None else gram_eigenvalues(self._gram(group, samples))
+
+    def directions(
+        self,
+        group: str = "all",
+        k: int | None = None,
+        *,
+        grad_samples: Sequence[int] | None = None,
+        ggn_samples: Sequence[int] | None = None,
+    ) -> Directions:
+        """Slopes and curvatures of every sample along the k leading eigenvectors.
+
+        Args:
+            group: Parameter group.
+            k: Number of directions; None for all N*M.
+            grad_samples: Samples whose slopes are wanted; None for all.
+            ggn_samples: Samples of which the GGN is made; None for all.
+
+        Returns:
+            The directions, ascending in their eigenvalues.
+
+        Raises:
+            OptionError: k is out of range.
+        """
+        weighted, gradient_scale = self._weighted(group)
+        ggn = self._indices(ggn_samples)
+        grad = self._indices(grad_samples)
+        values, vectors = self._eigenpairs(group, k, ggn_samples)
+        scale = self._subset_scale(len(ggn))
+        cross = weighted[ggn][:, :-1][:, :, grad, -1].reshape(-1, len(grad)) * scale**0.5
+        return directions_from_gram(
+            values,
+            vectors,
+            cross,
+            len(ggn),
+            scale,
+            self._subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
+            self._live_outputs.dtype,
+        )
+
+    def eigenvectors(
+        self, group: str = "all", k: int | None = None, samples: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The k leading eigenvectors of the GGN in parameter space.
+
+        Args:
+            group: Parameter group.
+            k: Number of eigenvectors; None for all N*M.
+            samples: Restrict the GGN to these samples of the batch.
+
+        Returns:
+            Parameter name -> [K, *shape], ascending in their eigenvalues; each has norm 1 over
+            the group. Costs one backward pass for each eigenvector.
+
+        Raises:
+            OptionError: k is out of range, or includes directions whose eigenvalue vanishes.
+        """
+        values, vectors = self._eigenpairs(group, k, samples)
+        if bool((values <= 0).any()):
+            raise OptionError(
+                f"{int((values <= 0).sum())} of the {values.numel()} eigenvalues vanish, so their "
+                "eigenvectors are not determined by this batch. Ask for fewer."
+            )
+        coefficients = self._output_coefficients(values, vectors, samples)
+        found = self._vector_jacobian(group, coefficients)
+        norm = sum(part.flatten(1).double().square().sum(1) for part in found.values())
+        assert isinstance(norm, Tensor)
+        return {
+            name: part / norm.sqrt().to(part.dtype).reshape(-1, *[1] * (part.ndim - 1))
+            for name, part in found.items()
+        }
+
+    def gradient_norm_squared(self, group: str = "all") -> Tensor:
+        """Squared norm of the loss's gradient with respect to the group, scalar."""
+        weighted, scale = self._weighted(group)
+        return weighted[:, -1, :, -1].sum() * scale**2
+
+    def newton_step(
+        self,
+        group: str = "all",
+        k: int | None = None,
+        damping: Damping = 0.0,
+        *,
+        grad_samples: Sequence[int] | None = None,
+        ggn_samples: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Damped Newton step in the span of the k leading eigenvectors.
+
+        Args:
+            group: Parameter group.
+            k: Number of directions; None for all that the batch determines.
+            damping: A number, [K] numbers, or a function of (eigenvalues, gammas, lambdas).
+            grad_samples: Samples of which the gradient is taken; None for all.
+            ggn_samples: Samples of which the GGN is made; None for all.
+
+        Returns:
+            Parameter name -> step [*shape]: sum over k of -slope_k / (curvature_k + damping_k)
+            e_k.
+        """
+        found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
+        steps = found.newton_coefficients(damping)
+        values, vectors = self._eigenpairs(group, k, ggn_samples)
+        known = steps != 0
+        coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
+        total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
+        return {name: part[0] for name, part in self._vector_jacobian(group, total).items()}
+
+    def _block(self, group: str) -> _Block:
+        if group not in self._blocks:
+            raise OptionError(
+                f"Unknown parameter group {group!r}. This evaluation has: "
+                f"{', '.join(self._blocks)}."
+            )
+        return self._blocks[group]
+
+    def _weighted(self, group: str) -> tuple[Tensor, float]:
+        weighted = self._block(group).weighted
+        if weighted is None or self.scale is None:
+            raise OptionError("The problem has no loss, so only the NTK is known. Give a loss.")
+        return weighted, self.scale
+
+    def _indices(self, samples: Sequence[int] | None) -> list[int]:
+        if samples is None:
+            return list(range(self.num_samples))
+        found = [int(sample) for sample in samples]
+        if not found or any(not 0 <= sample < self.num_samples for sample in found):
+            raise OptionError(
+                f"Got the sample subset {found}. Supported: at least one index from 0 to "
+                f"{self.num_samples - 1}."
+            )
+        return found
+
+    def _subset_scale(self, count: int) -> float:
+        """Scale of a loss over a subset: a mean stays a mean, a sum stays an estimate of it."""
+        assert self.scale is not None
+        return self.scale * self.num_samples / count
+
+    def _gram(self, group: str, samples: Sequence[int] | None) -> Tensor:
+        weighted, _ = self._weighted(group)
+        kept = self._indices(samples)
+        if samples is not None:
+            weighted = weighted[kept][:, :, kept]
+        part = weighted[:, :-1, :, :-1]
+        size = part.shape[0] * part.shape[1]
+        return part.reshape(size, size) * self._subset_scale(len(kept))
+
+    def _eigenpairs(
+        self, group: str, k: int | None, samples: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        key = (group, _key(samples))
+        if key not in self._pairs:
+            gram = self._gram(group, samples)
+            if k is not None and not 1 <= k <= gram.shape[0]:
+                gram_eigenpairs(gram, k)  # says what is supported
+            self._pairs[key] = gram_eigenpairs(gram)
+        values, vectors = self._pairs[key]
+        if k is None:
+            return values, vectors
+        if not 1 <= k <= values.numel():
+            gram_eigenpairs(self._gram(group, samples), k)
+        return values[-k:], vectors[:, -k:]
+
+    def _output_coefficients(
+        self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
+    ) -> Tensor:
+        """Weights [N, D, K] of the Jacobian rows whose sums are the eigenvectors."""
+        assert self._root is not None
+        kept = self._indices(samples)
+        root = self._root[kept]
+        scale = self._subset_scale(len(kept))
+        parts = vectors.reshape(len(kept), -1, values.numel())
+        some = torch.bmm(root, parts) * (scale / values).sqrt()
+        if samples is None:
+            return some
+        whole = some.new_zeros(self.num_samples, *some.shape[1:])
+        whole.index_add_(0, torch.tensor(kept, device=whole.device), some)
+        return whole
+
+    def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
+        """Sums of Jacobian rows with weights [N, D, K], by K backward passes."""
+        names = self._block(group).names
+        parameters = [self._tape.parameters[name] for name in names]
+        shape = self._live_outputs.shape
+        columns = torch.stack(
+            [self._layout.unflatten(part, shape) for part in coefficients.unbind(2)]
+        ).to(self._live_outputs.dtype)
+        grads = batched_grad([self._live_outputs], parameters, [columns])
+        return {
+            name: parameter.new_zeros(columns.shape[0], *parameter.shape) if grad is None else grad
+            for name, parameter, grad in zip(names, parameters, grads, strict=True)
+        }
+
+
+def evaluate(
+    problem: Problem,
+    *,
+    param_groups: ParamGroups = "all",
+    columns: str = "exact",
+    mc_samples: int = 1,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """Run a problem once and keep its kernels.
+
+    Args:
+        problem: What is differentiated.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        columns: ``exact`` or ``mc`` (Monte-Carlo estimate of the loss Hessian).
+        mc_samples: Columns for each sample with ``mc``.
+        generator: Random generator for ``mc``.
+        dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
+
+    Returns:
+        The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
+        mc_samples + 1), and the contraction.
+
+    Raises:
+        OptionError: Unknown option value.
+        ProblemError: The problem is not supported; the message says what is.
+    """
+    if columns not in COLUMNS:
+        raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
+    groups = resolve_groups(param_groups, problem.trainable())
+    wanted = [name for names in groups.values() for name in names]
+    with problem.recorded(wanted) as recording:
+        outputs = recording.outputs
+        axis, structure = locate_samples(
+            recording.tape, outputs, recording.batch_size, recording.model
+        )
+        layout = SampleLayout(axis.num_samples, axis.minor)
+        loss = None if recording.loss is None else make_loss(recording.loss, layout)
+        root, gradient = None, None
+        small = torch.float64 if dtype is None else dtype
+        if loss is not None:
+            gradient = _finite(loss.gradient(), "gradient").to(small)
+            root = loss.hessian_root() if columns == "exact" else None
+            root = loss.sampled_root(mc_samples, generator) if root is None else root
+            root = _finite(root, "Hessian").to(small)
+        if columns == "exact":
+            cotangents = unit_columns(outputs, layout)
+        else:
+            if root is None or gradient is None:
+                raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
+            cotangents = sampled_columns(outputs, layout, root, gradient)
+        factors = jacobian_factors(
+            recording.tape, outputs, axis, structure, cotangents, wanted
+        )
+        blocks = {}
+        for group, names in groups.items():
+            kernel = group_kernel(factors, names)
+            if columns == "mc":
+                blocks[group] = _Block(names, None, kernel.to(small))
+            elif root is None or gradient is None:
+                blocks[group] = _Block(names, kernel, None)
+            else:
+                blocks[group] = _Block(names, kernel, weigh_kernel(kernel, root, gradient))
+    return Evaluation(recording, layout, loss, root, blocks, structure.unused)
+
+
+def cross_kernel(
+    problem: Problem, split: int, mode: str, param_groups: ParamGroups
+) -> dict[str, Tensor]:
+    """NTK between the first `split` samples of a problem and the others.
+
+    Args:
+        problem: A problem without a loss.
+        split: Number of samples on the left side; equal to N for all against all.
+        mode: ``full``, ``trace`` or ``diagonal``.
+        param_groups: As in `evaluate`.
+
+    Returns:
+        Group name -> [N1, N2, D, D], [N1, N2] or [N1, N2, D].
+    """
+    groups = resolve_groups(param_groups, problem.trainable())
+    wanted = [name for names in groups.values() for name in names]
+    with problem.recorded(wanted) as recording:
+        axis, structure = locate_samples(
+            recording.tape, recording.outputs, recording.batch_size, recording.model
+        )
+        layout = SampleLayout(axis.num_samples, axis.minor)
+        cotangents = unit_columns(recording.outputs, layout)
+        factors = jacobian_factors(
+            recording.tape, recording.outputs, axis, structure, cotangents, wanted
+        )
+        place = None if split == layout.num_samples else split
+        kernels = {
+            group: group_kernel(factors, names, mode, place) for group, names in groups.items()
+        }
+    if mode == "full":
+        return {group: kernel.permute(0, 2, 1, 3) for group, kernel in kernels.items()}
+    return kernels
+
+
+def _finite(tensor: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ProblemError(
+            f"The {what} of the loss with respect to the outputs is not finite. Look at the "
+            "outputs and the targets of this batch, or lower the learning rate."
+        )
+    return tensor
+
+
+def _key(samples: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if samples is None else tuple(samples)
+
+
+__all__ = ["COLUMNS", "Evaluation", "cross_kernel", "evaluate"]
+

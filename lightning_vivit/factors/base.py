@@ -1,0 +1,132 @@
+"""The currency between the stages: the part of a parameter's per-sample Jacobians.
+
+A factor stands for the matrix [N*D, P] whose row (n, c) is the gradient of column c of sample n
+with respect to one parameter of P entries. A backend makes factors, `contract` multiplies them,
+and nobody in between needs to know how the rows are stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Factor(ABC):
+    """Rows of backpropagated columns for one parameter, in a structured form.
+
+    Attributes:
+        shape: Shape of the parameter.
+    """
+
+    shape: torch.Size
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Number of samples N."""
+
+    @property
+    @abstractmethod
+    def num_columns(self) -> int:
+        """Number of columns D per sample."""
+
+    @abstractmethod
+    def narrow(self, start: int, stop: int) -> Factor:
+        """The factor of samples start..stop-1, without copying."""
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """All rows, [N, D, P] in the parameter's memory order."""
+
+    @abstractmethod
+    def weighted_sum(self, coefficients: Tensor) -> Tensor:
+        """Sum of the rows with weights.
+
+        Args:
+            coefficients: [N, D, K].
+
+        Returns:
+            [K, *shape]: sum over n and c of coefficients[n, c, k] times row (n, c).
+        """
+
+
+class Dense(Factor):
+    """Explicit rows, for parameters of few entries and for everything without structure."""
+
+    def __init__(self, values: Tensor, shape: torch.Size) -> None:
+        """Keep the rows.
+
+        Args:
+            values: [N, D, P].
+            shape: Shape of the parameter, P entries.
+        """
+        self.values = values
+        self.shape = shape
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples N."""
+        return self.values.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns D per sample."""
+        return self.values.shape[1]
+
+    def narrow(self, start: int, stop: int) -> Dense:
+        """The factor of samples start..stop-1."""
+        return Dense(self.values[start:stop], self.shape)
+
+    def rows(self) -> Tensor:
+        """The rows as they are, [N, D, P]."""
+        return self.values
+
+    def weighted_sum(self, coefficients: Tensor) -> Tensor:
+        """Sum of the rows with weights, [K, *shape]."""
+        n, d, k = coefficients.shape
+        flat = coefficients.reshape(n * d, k).T @ self.values.reshape(n * d, -1)
+        return flat.reshape(k, *self.shape)
+
+
+class Shift(Factor):
+    """A bias: the backpropagated columns summed over the positions.
+
+    Kept apart from `Dense`, because a weight with the same columns can take the bias in as one
+    more input that is constantly 1.
+    """
+
+    def __init__(self, columns: Tensor, shape: torch.Size) -> None:
+        """Keep the columns.
+
+        Args:
+            columns: [N, D, A, L], the columns at A outputs and L positions.
+            shape: Shape of the parameter, A entries.
+        """
+        self.columns = columns
+        self.shape = shape
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples N."""
+        return self.columns.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns D per sample."""
+        return self.columns.shape[1]
+
+    def narrow(self, start: int, stop: int) -> Shift:
+        """The factor of samples start..stop-1."""
+        return Shift(self.columns[start:stop], self.shape)
+
+    def rows(self) -> Tensor:
+        """The rows [N, D, A]."""
+        length = self.columns.shape[3]
+        return self.columns[..., 0] if length == 1 else self.columns.sum(3)
+
+    def weighted_sum(self, coefficients: Tensor) -> Tensor:
+        """Sum of the rows with weights, [K, *shape]."""
+        total = torch.einsum("ndk,nda->ka", coefficients, self.rows())
+        return total.reshape(coefficients.shape[2], *self.shape)

@@ -1,0 +1,270 @@
+"""The functions that users call: kernels, eigenvalues, directions and Newton steps of a model.
+
+All take a model, a loss and a batch, or a `Problem` in place of the model. They compute the
+exact matrices from one kernel; use them for batches with N * C up to a few thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_vivit.directions import Damping, Directions
+from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.evaluation import Evaluation, cross_kernel, evaluate
+from lightning_vivit.factors import MODES
+from lightning_vivit.groups import ParamGroups
+from lightning_vivit.problem import Problem, batch_size
+
+Loss = Callable[[Tensor, Any], Tensor]
+_T = TypeVar("_T")
+
+
+def empirical_ntk(
+    model: nn.Module | Problem,
+    x1: Any = None,
+    x2: Any = None,
+    mode: str = "full",
+    *,
+    param_groups: ParamGroups = "all",
+) -> Tensor | dict[str, Tensor]:
+    """Empirical neural tangent kernel J(x1) J(x2)^T.
+
+    Jacot et al. 2018 (arXiv:1806.07572); modes as in Novak et al. 2022 (arXiv:2206.08720).
+
+    Args:
+        model: A module, run in the mode in which it is; or a `Problem`, whose inputs take the
+            place of `x1`.
+        x1: Inputs, N1 samples on the first axis.
+        x2: Further inputs with N2 samples; None for x1 against itself.
+        mode: ``full``: [N1, N2, C, C]; ``trace``: [N1, N2], summed over equal outputs;
+            ``diagonal``: [N1, N2, C], equal outputs. C counts all outputs of a sample.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+
+    Returns:
+        The kernel; a dict group name -> kernel if there are several groups.
+
+    Raises:
+        OptionError: Unknown mode or parameter group.
+        ProblemError: Unsupported outputs or batch.
+        InteractionError: Samples influence each other.
+    """
+    if mode not in MODES:
+        raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+    if isinstance(model, Problem):
+        if x1 is not None or x2 is not None:
+            raise OptionError("Got a Problem and inputs. Give one of them.")
+        problem, first = model, batch_size(model.inputs)
+    else:
+        first = batch_size(x1)
+        inputs = x1 if x2 is None else _concatenate(x1, x2)
+        problem = Problem(model, None, inputs)
+    return _single(cross_kernel(problem, first, mode, param_groups), param_groups)
+
+
+def ggn_eigenvalues(
+    model: nn.Module | Problem,
+    loss: Loss | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    *,
+    param_groups: ParamGroups = "all",
+    samples: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor | dict[str, Tensor]:
+    """Eigenvalues of the generalized Gauss-Newton matrix that can differ from zero.
+
+    Args:
+        model: A module or a `Problem`.
+        loss: ``loss(outputs, targets)``.
+        inputs: Passed to the model.
+        targets: Passed to the loss.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        samples: Indices of the samples that the GGN is made of; None for all.
+        dtype: Dtype of the Gram matrix; None for float64.
+
+    Returns:
+        [N*C] ascending, as torch.linalg.eigvalsh returns them; the other P - N*C are zero. A
+        dict if there are several groups.
+
+    Raises:
+        OptionError: Unknown parameter group, or samples out of range.
+        ProblemError: Unsupported loss, outputs or batch.
+        InteractionError: Samples influence each other.
+    """
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    results = {group: found.eigenvalues(group, samples) for group in found.groups}
+    return _single(results, param_groups)
+
+
+def ggn_eigenpairs(
+    model: nn.Module | Problem,
+    loss: Loss | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    k: int | None = None,
+    *,
+    param_groups: ParamGroups = "all",
+    samples: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The k largest eigenvalues of the GGN with eigenvectors in parameter space.
+
+    Args:
+        model: A module or a `Problem`.
+        loss: ``loss(outputs, targets)``.
+        inputs: Passed to the model.
+        targets: Passed to the loss.
+        k: Number of pairs; None for all N*C.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        samples: Indices of the samples that the GGN is made of; None for all.
+        dtype: Dtype of the Gram matrix; None for float64.
+
+    Returns:
+        Eigenvalues [K] ascending and a dict parameter name -> [K, *shape] of eigenvectors with
+        norm 1 over the group. A dict of such pairs if there are several groups.
+
+    Raises:
+        OptionError: k is out of range or includes vanishing eigenvalues.
+        ProblemError: Unsupported loss, outputs or batch.
+        InteractionError: Samples influence each other.
+    """
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    results = {}
+    for group in found.groups:
+        vectors = found.eigenvectors(group, k, samples)
+        values = found.eigenvalues(group, samples)
+        results[group] = (values if k is None else values[-k:], vectors)
+    return _single(results, param_groups)
+
+
+def directional_derivatives(
+    model: nn.Module | Problem,
+    loss: Loss | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    k: int | None = None,
+    *,
+    param_groups: ParamGroups = "all",
+    grad_samples: Sequence[int] | None = None,
+    ggn_samples: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Directions | dict[str, Directions]:
+    """Slope and curvature of every sample along the GGN's k leading eigenvectors.
+
+    Dangel, Tatzel and Hennig 2022 (arXiv:2106.02624), section 3.
+
+    Args:
+        model: A module or a `Problem`.
+        loss: ``loss(outputs, targets)``.
+        inputs: Passed to the model.
+        targets: Passed to the loss.
+        k: Number of directions; None for all N*C.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        grad_samples: Indices of the samples whose slopes are wanted; None for all.
+        ggn_samples: Indices of the samples that the GGN is made of; None for all.
+        dtype: Dtype of the Gram matrix; None for float64.
+
+    Returns:
+        `Directions` with gammas [N, K] and lambdas [N, K]; a dict if there are several groups.
+
+    Raises:
+        OptionError: k or the samples are out of range.
+        ProblemError: Unsupported loss, outputs or batch.
+        InteractionError: Samples influence each other.
+    """
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    results = {
+        group: found.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
+        for group in found.groups
+    }
+    return _single(results, param_groups)
+
+
+def newton_step(
+    model: nn.Module | Problem,
+    loss: Loss | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    k: int | None = None,
+    damping: Damping = 0.0,
+    *,
+    param_groups: ParamGroups = "all",
+    grad_samples: Sequence[int] | None = None,
+    ggn_samples: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Damped Newton step in the span of the GGN's k leading eigenvectors.
+
+    Args:
+        model: A module or a `Problem`.
+        loss: ``loss(outputs, targets)``.
+        inputs: Passed to the model.
+        targets: Passed to the loss.
+        k: Number of directions; None for all that the batch determines.
+        damping: A number, [K] numbers (one per direction), or a function of (eigenvalues [K],
+            gammas [N, K], lambdas [N, K]) that returns [K].
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        grad_samples: Indices of the samples that the gradient is taken over; None for all.
+        ggn_samples: Indices of the samples that the GGN is made of; None for all.
+        dtype: Dtype of the Gram matrix; None for float64.
+
+    Returns:
+        Dict parameter name -> step [*shape], over all groups: add it to the parameters.
+
+    Raises:
+        OptionError: k is out of range, or the damping does not fit.
+        ProblemError: Unsupported loss, outputs or batch.
+        InteractionError: Samples influence each other.
+    """
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    step: dict[str, Tensor] = {}
+    for group in found.groups:
+        step |= found.newton_step(
+            group, k, damping, grad_samples=grad_samples, ggn_samples=ggn_samples
+        )
+    return step
+
+
+def _evaluate(
+    model: nn.Module | Problem,
+    loss: Loss | None,
+    inputs: Any,
+    targets: Any,
+    param_groups: ParamGroups,
+    dtype: torch.dtype | None,
+) -> Evaluation:
+    if isinstance(model, Problem):
+        if loss is not None or inputs is not None or targets is not None:
+            raise OptionError("Got a Problem and a loss or data. Give one of them.")
+        problem = model
+    else:
+        if loss is None:
+            raise OptionError(
+                "Got no loss. The GGN is that of a loss: give loss(outputs, targets), such as "
+                "torch.nn.CrossEntropyLoss()."
+            )
+        problem = Problem(model, loss, inputs, targets)
+    return evaluate(problem, param_groups=param_groups, dtype=dtype)
+
+
+def _single(results: dict[str, _T], groups: ParamGroups) -> Any:
+    return results["all"] if isinstance(groups, str) and groups == "all" else results
+
+
+def _concatenate(first: Any, second: Any) -> Any:
+    def join(left: Any, right: Any) -> Any:
+        if not isinstance(left, Tensor):
+            return left
+        if left.shape[1:] != right.shape[1:]:
+            raise ProblemError(
+                f"x1 has samples of shape {tuple(left.shape[1:])}, x2 of shape "
+                f"{tuple(right.shape[1:])}. Both must have the same shape."
+            )
+        return torch.cat([left, right])
+
+    return tree_map(join, first, second)

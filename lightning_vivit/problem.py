@@ -1,0 +1,331 @@
+"""What is differentiated: outputs, loss call and trainable parameters of a module on a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_vivit.errors import ProblemError
+from lightning_vivit.losses import SUPPORTED, LossCall
+from lightning_vivit.recording import RecordedLoss, Recorder, Tape, tensors_in
+from lightning_vivit.replay import (
+    check_replayable,
+    plain_batch,
+    quiet_numerics,
+    run_training_step,
+    shadow,
+)
+
+_OWN_LOSS = (
+    "Known losses: "
+    + ", ".join(name for name in SUPPORTED if name != "custom")
+    + " of torch.nn.functional (also through their nn modules). For another loss pass "
+    "problem=lambda module, batch: Problem(module, loss_function, inputs, targets) to the monitor; "
+    "its Hessian is then taken by autograd."
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded forward pass with its live graph.
+
+    Attributes:
+        tape: The operations that use parameters.
+        outputs: What is differentiated, in the shape that the loss got.
+        batch_size: Leading size of the batch; the outputs' rows are these samples, or these
+            samples times positions.
+        loss: The loss call, or None if only the kernel is asked for.
+        value: Value of the returned loss, or None.
+        model: The user's module.
+    """
+
+    tape: Tape
+    outputs: Tensor
+    batch_size: int
+    loss: LossCall | None
+    value: Tensor | None
+    model: nn.Module
+
+
+class Problem:
+    """A model, a loss and a batch.
+
+    Building one is cheap; nothing runs before it is evaluated.
+
+    Attributes:
+        model: The module whose trainable parameters are differentiated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Any], Tensor] | None,
+        inputs: Any,
+        targets: Any = None,
+        *,
+        reduction: str | None = None,
+    ) -> None:
+        """State an explicit problem.
+
+        Args:
+            model: Any module. It runs in the mode in which it is (train or eval).
+            loss: ``loss(outputs, targets)``: an nn loss module, a function of
+                torch.nn.functional, or any differentiable function of the outputs that is a mean
+                or a sum over samples. None if only the kernel is wanted.
+            inputs: Passed to the model: a tensor, a tuple (positional) or a dict (by name).
+            targets: Passed to the loss.
+            reduction: ``mean`` or ``sum``: how a custom loss reduces over the samples. None reads
+                ``loss.reduction`` and falls back to ``mean``.
+        """
+        self.model = model
+        self._loss = loss
+        self._inputs = inputs
+        self._targets = targets
+        self._reduction = reduction
+        self._step: tuple[Any, int] | None = None
+
+    @classmethod
+    def from_training_step(
+        cls, module: LightningModule, batch: Any, batch_idx: int = 0
+    ) -> Problem:
+        """The problem that a LightningModule's own training_step states on a batch.
+
+        Args:
+            module: An unmodified LightningModule with automatic optimization.
+            batch: A batch on the module's device.
+            batch_idx: Passed to training_step.
+
+        Returns:
+            The problem; its evaluation replays training_step on a shadow copy in eval mode.
+
+        Raises:
+            ProblemError: Manual optimization, or not a LightningModule.
+        """
+        check_replayable(module)
+        problem = cls(module, None, batch)
+        problem._step = (batch, batch_idx)
+        return problem
+
+    @property
+    def inputs(self) -> Any:
+        """The batch: the model's inputs, or what training_step gets."""
+        return self._inputs
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name; compiled modules keep their plain names.
+
+        Raises:
+            ProblemError: There are none.
+        """
+        found = {
+            name.replace("_orig_mod.", ""): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        if not found:
+            raise ProblemError(
+                f"{type(self.model).__name__} has no trainable parameter (none with "
+                "requires_grad=True), so there is nothing to differentiate. Unfreeze the "
+                "parameters whose curvature you want to see."
+            )
+        return found
+
+    @contextmanager
+    def recorded(self, names: list[str] | None = None) -> Iterator[Recording]:
+        """Run the forward pass under the recorder.
+
+        Args:
+            names: Differentiate only these parameters.
+
+        Yields:
+            The recording; autocast is off and the random state is forked until the end.
+
+        Raises:
+            ProblemError: The batch, the loss or the outputs are not supported.
+        """
+        parameters = self.trainable()
+        if names is not None:
+            parameters = {name: parameters[name] for name in names}
+        count = batch_size(self._inputs)
+        with quiet_numerics():
+            data = plain_batch(self._inputs)
+            recorder = Recorder(parameters, data)
+            if self._step is not None:
+                with shadow(self.model) as stand_in:  # type: ignore[arg-type]
+                    with recorder.watch(stand_in):
+                        returned = run_training_step(stand_in, data, self._step[1])
+                    loss, value = _replayed_loss(returned, recorder.tape, type(self.model).__name__)
+                    outputs = loss.outputs
+            else:
+                targets = plain_batch(self._targets)
+                with recorder.watch(self.model):
+                    outputs = _forward(self.model, data)
+                    outputs = _check_outputs(outputs)
+                loss, value = None, None
+                if self._loss is not None:
+                    loss, value = self._explicit_loss(recorder, outputs, targets)
+                    outputs = loss.outputs
+            recorder.forget()
+            outputs = _check_outputs(outputs)
+            yield Recording(recorder.tape, outputs, count, loss, value, self.model)
+
+    def _explicit_loss(
+        self, recorder: Recorder, outputs: Tensor, targets: Any
+    ) -> tuple[LossCall, Tensor]:
+        assert self._loss is not None
+        with recorder:
+            value = self._loss(outputs, targets)
+        if not isinstance(value, Tensor):
+            raise ProblemError(
+                f"The loss returned {type(value).__name__}, expected a tensor. "
+                "Give a function loss(outputs, targets) -> tensor."
+            )
+        known = recorder.tape.losses
+        if len(known) == 1 and not recorder.tape.other_losses:
+            call = known[0]
+            if call.result is value:
+                return LossCall(call.name, call.outputs, call.target, call.options), value.detach()
+            multiplier = _multiplier(value, call)
+            if multiplier is not None and value.ndim == 0:
+                found = LossCall(call.name, call.outputs, call.target, call.options, multiplier)
+                return found, value.detach()
+        reduction = self._reduction or getattr(self._loss, "reduction", None) or "mean"
+        options = {"function": self._loss, "reduction": reduction}
+        return LossCall("custom", outputs, targets, options), value.detach()
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples: the most frequent leading size of the batch's tensors, the first on ties.
+
+    Args:
+        batch: Tensors in nested lists, tuples and dicts.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        ProblemError: No tensor with a batch axis, or an empty batch.
+    """
+    sizes = [tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim > 0]
+    if not sizes:
+        raise ProblemError(
+            f"The batch is a {type(batch).__name__} without any tensor that has a batch axis. "
+            "Supported: tensors in (nested) tuples, lists and dicts, samples on the first axis. "
+            "Let the collate function return tensors, or give an explicit "
+            "Problem(model, loss, inputs, targets)."
+        )
+    if 0 in sizes:
+        raise ProblemError(
+            "The batch is empty (a tensor has leading size 0). At least one sample is needed: "
+            "check the data loader or the sample limit."
+        )
+    return Counter(sizes).most_common(1)[0][0]
+
+
+def _forward(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _check_outputs(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise ProblemError(
+            f"The model returned {type(outputs).__name__}, expected one tensor [N, ...]. Wrap the "
+            "model in a module that returns the tensor to be differentiated."
+        )
+    if not outputs.is_floating_point():
+        raise ProblemError(
+            f"The outputs have dtype {outputs.dtype}, which has no derivative. Supported: "
+            "floating point outputs. Differentiate the logits instead of the predicted classes."
+        )
+    if outputs.ndim == 0:
+        raise ProblemError(
+            "The outputs are one number for the whole batch, expected one row for each sample, "
+            "[N, ...]. Return the outputs before they are reduced."
+        )
+    if not outputs.requires_grad:
+        raise ProblemError(
+            "The outputs do not depend on any trainable parameter (they need no gradient). Check "
+            "that the model does not detach them or run under no_grad, and that the asked for "
+            "parameters are used."
+        )
+    return outputs
+
+
+def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tensor]:
+    """The one loss call that the returned loss is made of."""
+    loss = returned.get("loss") if isinstance(returned, Mapping) else returned
+    if not isinstance(loss, Tensor):
+        raise ProblemError(
+            f"training_step of {name} returned {type(returned).__name__} on this batch, expected "
+            "a loss tensor or a dict with one under 'loss'. Monitor a batch on which the step "
+            "does not skip."
+        )
+    used = [(call, _multiplier(loss, call)) for call in tape.losses if _influences(loss, call)]
+    unknown = ", ".join(dict.fromkeys(tape.other_losses))
+    if len(used) > 1:
+        names = ", ".join(call.name for call, _ in used)
+        raise ProblemError(
+            f"training_step of {name} returns a loss made of {len(used)} loss calls ({names}); "
+            f"which outputs to differentiate is ambiguous. Supported: one. {_OWN_LOSS}"
+        )
+    if not used:
+        seen = f"It called {unknown}, which has no rule." if unknown else "No loss call was seen."
+        raise ProblemError(f"training_step of {name}: unknown loss. {seen} {_OWN_LOSS}")
+    call, multiplier = used[0]
+    if multiplier is None:
+        extra = f" (it also called {unknown})" if unknown else ""
+        raise ProblemError(
+            f"training_step of {name} uses {call.name}, but the returned loss depends on the "
+            f"outputs in a further way or is not linear in it{extra}, so it is another loss. "
+            f"{_OWN_LOSS}"
+        )
+    options = dict(call.options)
+    return LossCall(call.name, call.outputs, call.target, options, multiplier), loss.detach()
+
+
+def _influences(loss: Tensor, call: RecordedLoss) -> bool:
+    if call.result is loss:
+        return True
+    (grad,) = torch.autograd.grad(
+        loss.sum(), call.result, retain_graph=True, allow_unused=True
+    )
+    return grad is not None and bool(grad.any())
+
+
+def _multiplier(loss: Tensor, call: RecordedLoss) -> float | Tensor | None:
+    """d loss / d call.result, or None if the loss is not this multiple of the call alone."""
+    if call.result is loss:
+        return 1.0
+    total = loss.sum()
+    (weights,) = torch.autograd.grad(
+        total, call.result, retain_graph=True, allow_unused=True, create_graph=True
+    )
+    if weights is None:
+        return None
+    if weights.requires_grad:
+        (bend,) = torch.autograd.grad(
+            weights.sum(), call.result, retain_graph=True, allow_unused=True
+        )
+        if bend is not None and bool(bend.any()):
+            return None
+        weights = weights.detach()
+    (whole,) = torch.autograd.grad(total, call.outputs, retain_graph=True)
+    (part,) = torch.autograd.grad(
+        (call.result * weights).sum(), call.outputs, retain_graph=True
+    )
+    scale = part.abs().max()
+    limit = 1e-3 if part.dtype != torch.float64 else 1e-9
+    if bool(((whole - part).abs() > limit * scale).any()):
+        return None
+    return weights if weights.ndim > 0 else float(weights)

@@ -1,0 +1,321 @@
+"""Record a forward pass: which operations use trainable parameters, and the call of the loss.
+
+A `TorchFunctionMode` sees every torch operation that Python runs. The recorder keeps those that
+combine a parameter (or a tensor computed from parameters alone, such as a parametrized weight)
+with data, together with the place in the autograd graph where their output's gradient arrives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
+    F.cross_entropy: "cross_entropy",
+    F.nll_loss: "nll_loss",
+    F.mse_loss: "mse_loss",
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+}
+_OTHER_LOSSES: dict[Callable[..., Any], str] = {
+    getattr(F, name): name
+    for name in (
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "kl_div",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+        "hinge_embedding_loss",
+        "soft_margin_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "multilabel_soft_margin_loss",
+        "cosine_embedding_loss",
+        "margin_ranking_loss",
+        "triplet_margin_loss",
+        "ctc_loss",
+    )
+}
+_LOG_SOFTMAX = {F.log_softmax, torch.log_softmax, Tensor.log_softmax}
+_RESHAPES = {
+    Tensor.view,
+    Tensor.reshape,
+    torch.reshape,
+    Tensor.flatten,
+    torch.flatten,
+    Tensor.transpose,
+    torch.transpose,
+    Tensor.permute,
+    torch.permute,
+    Tensor.movedim,
+    torch.movedim,
+    Tensor.unflatten,
+    Tensor.squeeze,
+    torch.squeeze,
+    Tensor.contiguous,
+    Tensor.swapaxes,
+    Tensor.float,
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One differentiable output of a recorded operation."""
+
+    shape: torch.Size
+    edge: GradientEdge  # where the gradient with respect to this output arrives
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation that combines parameters with data."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Output | None, ...]  # None where an output needs no gradient
+    module: str  # qualified name of the module that ran it, "" for the root
+    tainted: bool  # whether data of the batch enters it
+
+    @property
+    def name(self) -> str:
+        """The operation's name for messages."""
+        return getattr(self.function, "__name__", str(self.function))
+
+
+@dataclass(frozen=True)
+class RecordedLoss:
+    """One call of a loss function on outputs that need a gradient."""
+
+    name: str
+    outputs: Tensor
+    target: Any
+    options: dict[str, Any]
+    result: Tensor
+
+
+@dataclass
+class Tape:
+    """What was recorded during one forward pass."""
+
+    parameters: dict[str, nn.Parameter]  # trainable ones, by qualified name
+    calls: list[Call] = field(default_factory=list)
+    derived: dict[int, Tensor] = field(default_factory=dict)  # computed from parameters alone
+    losses: list[RecordedLoss] = field(default_factory=list)
+    other_losses: list[str] = field(default_factory=list)  # loss functions without a rule
+    mixing: list[str] = field(default_factory=list)  # modules that normalise over the batch
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+class Recorder(TorchFunctionMode):
+    """Fill a `Tape` while active.
+
+    Operations on parameters alone are not calls: their outputs count as derived parameters, and
+    the first operation that combines one with data is the call.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], data: Any) -> None:
+        """Prepare an empty tape.
+
+        Args:
+            parameters: The trainable parameters by name.
+            data: The batch; tensors in it (nested) and all that is computed from them is data.
+        """
+        super().__init__()
+        self.tape = Tape(dict(parameters))
+        self._sources = {id(parameter) for parameter in parameters.values()}
+        self._tainted = {id(tensor): tensor for tensor in tensors_in(data)}
+        self._logits: dict[int, tuple[Tensor, Tensor]] = {}  # log-probabilities -> logits
+        self._modules: list[str] = []
+        self._names: dict[int, str] = {}
+
+    @contextmanager
+    def watch(self, module: nn.Module) -> Iterator[None]:
+        """Record what runs inside, with the names of `module`'s submodules."""
+        self._names = {id(child): name for name, child in module.named_modules()}
+
+        def enter(child: nn.Module, _: Any) -> None:
+            current = self._modules[-1] if self._modules else ""
+            self._modules.append(self._names.get(id(child), current))
+
+        def leave(child: nn.Module, _: Any, __: Any) -> None:
+            self._modules.pop()
+
+        before = nn.modules.module.register_module_forward_pre_hook(enter)
+        after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
+            self._modules.clear()
+
+    def forget(self) -> None:
+        """Release the intermediate tensors that only the recording needed."""
+        self._tainted.clear()
+        self._logits.clear()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation and note what it did."""
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            return self._run_open(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func is Tensor.__setitem__:
+            self._note_assignment(args)
+            return result
+        outputs = list(tensors_in(result)) if not isinstance(result, Tensor) else [result]
+        if not outputs:
+            return result
+        inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        tainted = any(id(tensor) in self._tainted for tensor in inputs)
+        self._note_loss(func, args, kwargs, result)
+        if func is F.batch_norm and self._normalises_batch(args, kwargs):
+            self.tape.mixing.append(self._module() or "batch_norm")
+        if tainted:
+            self._tainted.update((id(tensor), tensor) for tensor in outputs)
+        sources = [tensor for tensor in inputs if self._is_source(tensor)]
+        if not sources or not torch.is_grad_enabled():
+            return result
+        others = any(t.requires_grad and not self._is_source(t) for t in inputs)
+        if tainted or others:
+            self._note_call(func, args, kwargs, outputs, tainted)
+        else:
+            for tensor in outputs:
+                if tensor.requires_grad and id(tensor) not in self._sources:
+                    self.tape.derived[id(tensor)] = tensor
+        return result
+
+    def _is_source(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._sources or id(tensor) in self.tape.derived
+
+    def _module(self) -> str:
+        return self._modules[-1] if self._modules else ""
+
+    def _run_open(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a composite Python function so that its inner operations are seen.
+
+        `func` asks `has_torch_function` first, which is true while a mode is active and would
+        come back here for ever; its first question is answered with no.
+        """
+        original = F.has_torch_function
+
+        def first_question(_: Any) -> bool:
+            F.has_torch_function = original  # type: ignore[assignment]
+            return False
+
+        F.has_torch_function = first_question  # type: ignore[assignment]
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            F.has_torch_function = original  # type: ignore[assignment]
+
+    def _note_assignment(self, args: tuple[Any, ...]) -> None:
+        target = args[0]
+        if any(id(tensor) in self._tainted for tensor in tensors_in(args)):
+            self._tainted[id(target)] = target
+            self.tape.derived.pop(id(target), None)
+        elif any(self._is_source(tensor) for tensor in tensors_in(args)):
+            self.tape.derived[id(target)] = target
+
+    def _note_call(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: list[Tensor],
+        tainted: bool,
+    ) -> None:
+        places = tuple(
+            Output(tensor.shape, get_gradient_edge(tensor)) if tensor.requires_grad else None
+            for tensor in outputs
+        )
+        for tensor in outputs:
+            self.tape.derived.pop(id(tensor), None)
+        if any(place is not None for place in places):
+            self.tape.calls.append(Call(func, args, kwargs, places, self._module(), tainted))
+
+    def _note_loss(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        if func in _LOG_SOFTMAX:
+            self._logits[id(out)] = (out, args[0] if args else kwargs["input"])
+        elif func in _RESHAPES and args and id(args[0]) in self._logits:
+            logits = self._logits[id(args[0])][1]
+            self._logits[id(out)] = (out, func(logits, *args[1:], **kwargs))
+        elif func in LOSS_FUNCTIONS or func in _OTHER_LOSSES:
+            if not (isinstance(out, Tensor) and out.requires_grad):
+                return
+            if func in _OTHER_LOSSES:
+                self.tape.other_losses.append(_OTHER_LOSSES[func])
+                return
+            self.tape.losses.append(self._read_loss(func, args, kwargs, out))
+
+    def _read_loss(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Tensor,
+    ) -> RecordedLoss:
+        name = LOSS_FUNCTIONS[func]
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        outputs, target = options.pop("input"), options.pop("target")
+        average, reduce = options.pop("size_average", None), options.pop("reduce", None)
+        if average is not None or reduce is not None:
+            options["reduction"] = F._Reduction.legacy_get_string(average, reduce)
+        if name == "nll_loss":
+            outputs, options["traced"] = self._trace_logits(outputs)
+        return RecordedLoss(name, outputs, target, options, result)
+
+    def _trace_logits(self, log_probabilities: Tensor) -> tuple[Tensor, bool]:
+        """The logits behind log-probabilities, if log_softmax was seen over the class axis."""
+        found = self._logits.get(id(log_probabilities))
+        if found is None:
+            return log_probabilities, False
+        logits = found[1]
+        with torch.no_grad():
+            again = logits.log_softmax(1 if logits.ndim > 1 else 0)
+            same = again.shape == log_probabilities.shape and torch.allclose(
+                again, log_probabilities, rtol=1e-4, atol=1e-5, equal_nan=True
+            )
+        return (logits, True) if same else (log_probabilities, False)
+
+    @staticmethod
+    def _normalises_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bool(bound.arguments["training"])

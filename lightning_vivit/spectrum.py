@@ -1,0 +1,71 @@
+"""Eigenvalues and eigenvectors of the GGN from its Gram matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.errors import OptionError, ProblemError
+
+
+def gram_eigenvalues(gram: Tensor) -> Tensor:
+    """All eigenvalues, ascending; they are the GGN's nonzero ones, padded with zeros.
+
+    Args:
+        gram: V^T V, [N*M, N*M].
+
+    Returns:
+        [N*M] ascending.
+
+    Raises:
+        ProblemError: The matrix is not finite.
+    """
+    return torch.linalg.eigvalsh(_finite(gram))
+
+
+def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues with eigenvectors.
+
+    Args:
+        gram: V^T V, [N*M, N*M].
+        k: How many; None for all.
+
+    Returns:
+        Eigenvalues [K] ascending and eigenvectors [N*M, K].
+
+    Raises:
+        OptionError: k is not between 1 and N*M.
+        ProblemError: The matrix is not finite.
+    """
+    size = gram.shape[0]
+    if k is not None and not 1 <= k <= size:
+        raise OptionError(
+            f"Got k={k} directions, but the GGN of this batch has rank at most {size} (samples "
+            f"times columns). Choose 1 <= k <= {size}, or more samples."
+        )
+    values, vectors = torch.linalg.eigh(_finite(gram))
+    first = 0 if k is None else size - k
+    return values[first:], vectors[:, first:]
+
+
+def numerical_floor(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
+    """Eigenvalues up to this bound are zero but for rounding in the kernel.
+
+    Args:
+        eigenvalues: Ascending, the largest last.
+        dtype: The dtype in which the kernel was computed.
+
+    Returns:
+        Scalar: the largest eigenvalue times 1e-12 for float64 kernels, 1e-6 otherwise.
+    """
+    return eigenvalues[-1].clamp(min=0.0) * (1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def _finite(gram: Tensor) -> Tensor:
+    if not bool(torch.isfinite(gram).all()):
+        raise ProblemError(
+            "The GGN's Gram matrix has entries that are not finite. The network's outputs or "
+            "derivatives overflowed: look at the loss and the learning rate, or use more "
+            "precision."
+        )
+    return gram
