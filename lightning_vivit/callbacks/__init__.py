@@ -1,0 +1,15 @@
+"""Lightning callbacks that show curvature and kernel while a network trains."""
+
+from lightning_vivit.callbacks.base import Monitor
+from lightning_vivit.callbacks.directional_derivatives import DirectionalDerivativesMonitor
+from lightning_vivit.callbacks.ggn_spectrum import GGNSpectrumMonitor
+from lightning_vivit.callbacks.ntk import NTKMonitor
+from lightning_vivit.callbacks.schedule import Schedule
+
+__all__ = [
+    "DirectionalDerivativesMonitor",
+    "GGNSpectrumMonitor",
+    "Monitor",
+    "NTKMonitor",
+    "Schedule",
+]

@@ -1,0 +1,72 @@
+"""What can be checked before training starts, all problems in one message."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from lightning_vivit.errors import OptionError
+
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+
+
+def check_setup(
+    name: str,
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    has_problem: bool,
+    uses_batch: bool,
+    first: bool,
+) -> None:
+    """Refuse what cannot work, and say once if nothing will be written.
+
+    Args:
+        name: Of the monitor, for messages.
+        trainer: The Trainer.
+        module: Its module.
+        has_problem: Whether the monitor has an explicit problem.
+        uses_batch: Whether the monitor looks at the current training batch.
+        first: Whether this is the first monitor of the Trainer; only it warns.
+
+    Raises:
+        OptionError: With everything that is wrong.
+    """
+    if not isinstance(module, LightningModule):
+        raise OptionError(
+            f"{name} got a {type(module).__module__}.{type(module).__qualname__}, which is no "
+            "lightning.pytorch.LightningModule. Write `import lightning.pytorch as pl` in place of "
+            "`import pytorch_lightning as pl`, for the module and the Trainer."
+        )
+    found = []
+    if not has_problem and not module.automatic_optimization:
+        found.append(
+            f"{type(module).__name__} uses manual optimization, so its training_step cannot be "
+            "replayed. Pass problem=lambda module, batch: Problem(model, loss, inputs, targets)."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        if not has_problem:
+            found.append(
+                f"{type(module).__name__}.training_step takes a dataloader_iter, so it cannot be "
+                "replayed on a batch. Pass problem=lambda module, batch: Problem(...)."
+            )
+        if uses_batch:
+            found.append(
+                "With a dataloader_iter there is no batch at the start of a step. Use "
+                "data='train', data='val' or a probe."
+            )
+    if isinstance(trainer.strategy, SHARDED):
+        found.append(
+            f"{type(trainer.strategy).__name__} shards the parameters, which is not supported. "
+            "Use a single device or DDP."
+        )
+    if found:
+        raise OptionError(f"{name} cannot watch this run. " + " ".join(found))
+    if first and not trainer.loggers and not trainer.fast_dev_run:
+        rank_zero_warn(
+            f"{name} has no logger to write to (Trainer(logger=False)): its values are only in "
+            "trainer.callback_metrics. Use logger=True to see them in TensorBoard.",
+            category=UserWarning,
+        )

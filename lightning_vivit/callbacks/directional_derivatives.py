@@ -1,0 +1,84 @@
+"""Monitor of every sample's slope and curvature along the leading eigenvectors of the GGN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.callbacks.base import Findings, Monitor, require_integer
+from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.metrics import DirectionStatistics
+
+
+class DirectionalDerivativesMonitor(Monitor):
+    """Logs signal and noise of slopes and curvatures along the k leading directions of the GGN.
+
+    gamma is a sample's slope along a direction, lambda its curvature. Directions are taken to point
+    uphill. Scalars, for directions i = 1 (largest eigenvalue) .. k:
+
+    - `directions/gradient_share`: share of the squared gradient norm in the span of the directions.
+    - `directions/gamma_mean_i`, `directions/lambda_mean_i`: means over the samples.
+    - `directions/gamma_snr_i`, `directions/lambda_snr_i`: squared mean over variance across the
+      samples. Far below 1 / (number of samples) the direction is dominated by noise.
+    - `directions/newton_step_i`: -slope / (curvature + damping), the best step along the direction.
+
+    A direction whose eigenvalue vanishes is not determined by the batch and is left out.
+
+    Histograms: `directions/gamma_i`, `directions/lambda_i`, over the samples.
+
+    Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
+    batch and the contraction to the N C x N C Gram matrix (shared with other monitors of the same
+    data and options), its eigenvectors, no work in parameter space. Between monitored steps
+    nothing.
+
+    Args:
+        k: How many leading directions to look at.
+        damping: Added to the curvature in the Newton step.
+        mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
+            Monte Carlo columns for each sample, which is cheaper for many outputs.
+        **options: Those of `Monitor`.
+    """
+
+    section = "directions"
+
+    def __init__(
+        self, k: int = 10, damping: float = 0.0, mc_samples: int = 0, **options: Any
+    ) -> None:
+        super().__init__(k=k, **options)
+        self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
+        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or damping < 0:
+            raise OptionError(f"damping has to be a number >= 0, got {damping!r}.")
+        self.damping = float(damping)
+
+    def options(self) -> dict[str, object]:
+        """The options that tell this monitor from others of its class."""
+        return {**super().options(), "damping": self.damping}
+
+    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+        """Statistics of the determined directions of one group."""
+        found = evaluation.directions(group)
+        k = self.limit_k(found.eigenvalues.numel())
+        determined = ~found.gammas[0].isnan()
+        leading = torch.arange(determined.numel() - 1, -1, -1, device=determined.device)[:k]
+        leading = leading[determined[leading]]  # largest eigenvalue first
+        if leading.numel() == 0:
+            raise ProblemError(
+                f"All eigenvalues of the GGN in parameter group {group!r} vanish, so no direction "
+                "is determined. Look for saturated outputs or unused parameters."
+            )
+        gammas, lambdas = found.gammas[:, leading], found.lambdas[:, leading]
+        values = DirectionStatistics()(
+            gammas, lambdas, found.scale, evaluation.gradient_norm_squared(group), self.damping
+        )
+        scalars: dict[str, float | Tensor] = {"gradient_share": values.pop("gradient_share")}
+        for name, each in values.items():
+            scalars |= {f"{name}_{i}": value for i, value in enumerate(each, start=1)}
+        uphill = torch.where(gammas.sum(0) < 0, -1.0, 1.0)
+        histograms = {}
+        for i in range(leading.numel()):
+            histograms[f"gamma_{i + 1}"] = gammas[:, i] * uphill[i]
+            histograms[f"lambda_{i + 1}"] = lambdas[:, i]
+        return scalars, histograms

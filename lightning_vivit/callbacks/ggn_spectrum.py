@@ -1,0 +1,113 @@
+"""Monitor of the leading eigenvalues of the generalized Gauss-Newton matrix (GGN) of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vivit.callbacks.base import Findings, Monitor, require_integer
+from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
+from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
+
+
+class GGNSpectrumMonitor(Monitor):
+    """Logs the GGN's leading eigenvalues, and how its top subspace moves.
+
+    Scalars, for the loss as `training_step` reduces it:
+
+    - `ggn/eigenvalue_1` .. `ggn/eigenvalue_k`: the largest eigenvalues, 1 is the largest.
+    - `ggn/trace`: sum of all eigenvalues.
+    - `ggn/effective_rank`: exponential of the entropy of the normalised eigenvalues.
+    - `ggn/sharpness_lr`: the largest eigenvalue times the learning rate, divided by the value at
+      which a step on a quadratic diverges (2 for SGD, 2 (1 + momentum) with momentum). Above 1 the
+      learning rate is too large for the curvature. Adaptive optimizers rescale the gradient, which
+      this number leaves out. Only if the optimizer has a learning rate.
+    - `ggn/subspace_overlap`: 1/k ||U^T V||_F^2 of the top subspace with the previous one, from the
+      second monitored step on. With data="batch" the two are of different samples.
+
+    Histogram: `ggn/eigenvalues_log10`, of the positive eigenvalues.
+
+    Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
+    batch and the contraction to the N C x N C Gram matrix (shared with other monitors of the same
+    data and options), its eigenvalues; for the overlap k backward passes and memory for k vectors
+    of the size of the parameters. Between monitored steps nothing.
+
+    Args:
+        k: How many leading eigenvalues to log, and the dimension of the top subspace.
+        overlap: Whether to follow the top subspace. Without it no eigenvector is computed.
+        mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
+            Monte Carlo columns for each sample, which is cheaper for many outputs.
+        **options: Those of `Monitor`.
+    """
+
+    section = "ggn"
+
+    def __init__(
+        self, k: int = 10, overlap: bool = True, mc_samples: int = 0, **options: Any
+    ) -> None:
+        super().__init__(k=k, **options)
+        self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
+        self.overlap = overlap
+        self._subspaces: dict[str, SubspaceOverlap] = {}
+        self._rates: dict[str, tuple[float, float] | None] = {}
+
+    def options(self) -> dict[str, object]:
+        """The options that tell this monitor from others of its class."""
+        return {**super().options(), "overlap": self.overlap}
+
+    def forget(self) -> None:
+        """Forget the previous subspaces."""
+        self._subspaces = {}
+
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
+        """Note the learning rates."""
+        self._rates = {
+            group: learning_rate_and_momentum(trainer, module, names)
+            for group, names in evaluation.groups.items()
+        }
+
+    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+        """Spectrum, sharpness and overlap of one group."""
+        subspace: dict[str, float | Tensor] = {}
+        if self.overlap:
+            directions = evaluation.directions(group)
+            k = self.limit_k(directions.eigenvalues.numel())
+            determined = int((~directions.gammas[0].isnan()).sum())
+            if determined > 0:
+                subspace = self._compare(evaluation, group, min(k, determined))
+        eigenvalues = evaluation.eigenvalues(group)
+        top = eigenvalues.flip(0)[: self.limit_k(eigenvalues.numel())]
+        rate = self._rates.get(group)
+        learning_rate, momentum = (None, 0.0) if rate is None else rate
+        found = SpectrumStatistics()(eigenvalues, learning_rate, momentum)
+        scalars = {f"eigenvalue_{i}": value for i, value in enumerate(top, start=1)}
+        scalars |= {"trace": found["trace"], "effective_rank": found["effective_rank"]}
+        if "stability_ratio" in found:
+            scalars["sharpness_lr"] = found["stability_ratio"]
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
+        return {**scalars, **subspace}, histograms
+
+    def _compare(self, evaluation: Evaluation, group: str, k: int) -> dict[str, float | Tensor]:
+        vectors = evaluation.eigenvectors(group, k)
+        metric = self._subspaces.setdefault(group, SubspaceOverlap())
+        known = metric.previous.numel() > 0
+        size = sum(part[0].numel() for part in vectors.values())
+        if known and metric.previous.shape[1] != size:  # parameters were frozen or added
+            metric.reset()
+            known = False
+        overlap = metric(vectors)
+        return {"subspace_overlap": overlap} if known else {}
+
+    def references(self) -> dict[str, dict[str, Tensor]]:
+        """The previous top subspaces."""
+        return {group: {"previous": m.previous} for group, m in self._subspaces.items()}
+
+    def set_references(self, references: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the previous top subspaces from a checkpoint."""
+        for group, tensors in references.items():
+            self._subspaces[group] = SubspaceOverlap()
+            self._subspaces[group].previous = tensors["previous"]

@@ -1,0 +1,96 @@
+"""Leave no trace in the run: random states and modes put back, data sets read through a copy."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+# Shared by a private copy: data, and code (a local class or a lambda cannot be pickled).
+SHARED = (
+    torch.Tensor,
+    np.ndarray,
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+)
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Put back the global random states of torch (every device), numpy and Python, also on errors.
+
+    Args:
+        seed: If given, the states to start from inside.
+    """
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode; put back the mode of each, and the buffers, afterwards."""
+    modes = [(child, child.training) for child in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # a copy for nothing would spoil live graphs
+                    buffer.copy_(value)
+
+
+def private_copy(value: T) -> T:
+    """A copy that shares tensors, arrays, classes and functions and owns everything else.
+
+    Reading a data set can change it (its own random generator, a counter, a cache). The copy takes
+    those changes, the big blocks of data are not duplicated.
+
+    Raises:
+        Exception: Whatever the pickling of an object without support for it raises.
+    """
+    shared: list[Any] = []
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> int | None:
+            if isinstance(obj, SHARED):
+                shared.append(obj)
+                return len(shared) - 1
+            return None
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            return shared[pid]
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    buffer.seek(0)
+    copied: T = Unpickler(buffer).load()
+    return copied

@@ -1,0 +1,137 @@
+"""One evaluation for all monitors of a Trainer that look at the same data at the same step.
+
+Shared is what would give the same result: same samples (equal `data`, `seed` and `max_samples`, or
+the same given probe), same parameter groups, same columns (exact, or the same number of Monte Carlo
+samples), same dtype, same `problem` callable. Monitors that differ in one of these pay for an
+evaluation each; in particular monitors with different parameter groups do not share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_vivit.callbacks.isolation import eval_mode
+from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
+from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.groups import ParamGroups
+from lightning_vivit.problem import Problem
+
+ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one monitor wants evaluated."""
+
+    source: BatchSource
+    param_groups: ParamGroups = "all"
+    mc_samples: int = 0  # 0: exact columns
+    dtype: torch.dtype | None = None
+    problem: ProblemFactory | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Requests with equal keys share an evaluation."""
+        groups = repr(self.param_groups)
+        return (*self.source.key, groups, self.mc_samples, self.dtype, id(self.problem))
+
+
+class Session:
+    """The state that the monitors of one Trainer share during a fit.
+
+    Args:
+        last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
+    """
+
+    def __init__(self, last: object) -> None:
+        self.last = last
+        self._probes: dict[tuple[Any, ...], Any] = {}
+        self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
+        self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
+        self._reported: Exception | None = None
+        self._warned_of_unused = False
+
+    def batch(
+        self, source: BatchSource, trainer: Trainer, module: LightningModule, batch: Any
+    ) -> Any:
+        """The batch of a source; sources with equal keys get one probe. None: not there yet."""
+        if source.probe is None and source.key in self._probes:
+            source.adopt(self._probes[source.key])
+        found = source.fetch(trainer, module, batch)
+        if source.probe is not None:
+            self._probes[source.key] = source.probe
+        return found
+
+    def evaluate(
+        self, request: Request, module: LightningModule, batch: Any, seed: int
+    ) -> Evaluation:
+        """The evaluation of a batch, made at the first request and kept until `end_step`.
+
+        Args:
+            request: What is wanted; `batch` is the one of its source.
+            module: The module that trains.
+            batch: The batch to look at.
+            seed: Seeds the draws of Monte Carlo columns.
+
+        Raises:
+            Exception: What the evaluation raised, the same object for everybody who asks for it.
+        """
+        found = self._results.get(request.key)
+        if found is None:
+            try:
+                found = self._run(request, module, clone_tensors(batch), seed)
+            except Exception as error:
+                found = error
+            self._results[request.key] = found
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def claim(self, key: str, monitor: object) -> object | None:
+        """Note who writes a key at this step; returns another monitor that already did."""
+        owner = self._writers.setdefault(key, monitor)
+        return None if owner is monitor else owner
+
+    def warn_of_unused(self, evaluation: Evaluation) -> None:
+        """Say once which parameters have no influence on the loss."""
+        if evaluation.unused and not self._warned_of_unused:
+            self._warned_of_unused = True
+            names = ", ".join(evaluation.unused[:8]) + (", ..." if evaluation.unused[8:] else "")
+            rank_zero_warn(
+                f"{len(evaluation.unused)} trainable parameters do not influence the outputs of "
+                f"this batch: {names}. Their curvature and kernel are zero. Freeze them with "
+                "requires_grad_(False) if they are not meant to be trained.",
+                category=UserWarning,
+            )
+
+    def first_report(self, error: Exception) -> bool:
+        """Whether nobody has reported this very error yet."""
+        first = self._reported is not error
+        self._reported = error
+        return first
+
+    def end_step(self) -> None:
+        """Free what was computed at this step."""
+        self._results.clear()
+        self._writers.clear()
+        self._reported = None
+
+    @staticmethod
+    def _run(request: Request, module: LightningModule, batch: Any, seed: int) -> Evaluation:
+        options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
+        if request.mc_samples > 0:
+            options["columns"] = "mc"
+            options["mc_samples"] = request.mc_samples
+            options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
+        if request.problem is None:
+            return evaluate(Problem.from_training_step(module, batch), **options)
+        with eval_mode(module):
+            problem = request.problem(module, batch)
+            with eval_mode(problem.model):
+                return evaluate(problem, **options)

@@ -1,0 +1,50 @@
+"""Bring a report to every logger of a Trainer and to its `callback_metrics`."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lightning_vivit.loggers.report import Report
+from lightning_vivit.loggers.tensorboard import TensorBoardWriter
+from lightning_vivit.loggers.writer import LogWriter
+
+WRITERS: dict[type[Logger], type[LogWriter]] = {TensorBoardLogger: TensorBoardWriter}
+
+
+def x_axis_step(trainer: Trainer) -> int:
+    """The step at which Lightning's own monitors write, so that points lie over the train loss.
+
+    It is the number of batches after which the optimizers stepped. `trainer.global_step` is not
+    it: in manual optimization that one counts every optimizer's steps.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def writer_for(logger: Logger) -> LogWriter:
+    """The writer of a logger's kind; an unknown kind gets the scalars."""
+    for kind, writer in WRITERS.items():
+        if isinstance(logger, kind):
+            return writer(logger)
+    return LogWriter(logger)
+
+
+def publish(trainer: Trainer, report: Report) -> None:
+    """Write a report to every logger, at its step whatever `log_every_n_steps` is.
+
+    Args:
+        trainer: The Trainer that runs.
+        report: The values of this step.
+    """
+    for logger in trainer.loggers:
+        writer_for(logger).write(report)
+    set_callback_metrics(trainer, report.scalars)
+
+
+def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:
+    """Make values visible to ModelCheckpoint and EarlyStopping; they stay until replaced."""
+    device = trainer.strategy.root_device
+    trainer.callback_metrics.update(
+        {name: torch.tensor(value, device=device) for name, value in scalars.items()}
+    )
