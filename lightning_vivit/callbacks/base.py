@@ -184,7 +184,7 @@ class Monitor(Callback):
         """Compute if the step is due; free what was shared after the last monitor."""
         try:
             if not self._stopped and self._due(trainer, batch_idx):
-                self._look(trainer, pl_module, batch)
+                self._look(trainer, pl_module, batch, batch_idx)
         finally:
             if self._session.last is self:
                 self._session.end_step()
@@ -220,7 +220,7 @@ class Monitor(Callback):
         self._step = step
         return self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
 
-    def _look(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+    def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         looked_at: Any = None
         try:
             with isolated_rng():
@@ -228,7 +228,11 @@ class Monitor(Callback):
                 if looked_at is None:
                     return
                 evaluation = self._session.evaluate(
-                    self._request(), module, looked_at, self.source.seed + self._step
+                    self._request(),
+                    module,
+                    looked_at,
+                    batch_idx if self.source.data == "batch" else 0,
+                    self.source.seed + self._step,
                 )
                 self._session.warn_of_unused(evaluation)
                 self.prepare(trainer, module, evaluation)

@@ -47,6 +47,8 @@ class NTKMonitor(Monitor):
     def __init__(
         self, k: int = 10, mode: str = "full", data: str = "train", **options: Any
     ) -> None:
+        if data == "train" and options.get("probe") is not None:
+            data = "batch"  # a given probe replaces the default
         super().__init__(k=k, data=data, **options)
         require_choice("mode", mode, ("full", "trace"))
         self.mode = mode

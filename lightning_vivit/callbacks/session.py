@@ -69,7 +69,7 @@ class Session:
         return found
 
     def evaluate(
-        self, request: Request, module: LightningModule, batch: Any, seed: int
+        self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
     ) -> Evaluation:
         """The evaluation of a batch, made at the first request and kept until `end_step`.
 
@@ -77,6 +77,7 @@ class Session:
             request: What is wanted; `batch` is the one of its source.
             module: The module that trains.
             batch: The batch to look at.
+            batch_idx: Passed to `training_step`; 0 for a probe.
             seed: Seeds the draws of Monte Carlo columns.
 
         Raises:
@@ -85,7 +86,7 @@ class Session:
         found = self._results.get(request.key)
         if found is None:
             try:
-                found = self._run(request, module, clone_tensors(batch), seed)
+                found = self._run(request, module, clone_tensors(batch), batch_idx, seed)
             except Exception as error:
                 found = error
             self._results[request.key] = found
@@ -123,14 +124,16 @@ class Session:
         self._reported = None
 
     @staticmethod
-    def _run(request: Request, module: LightningModule, batch: Any, seed: int) -> Evaluation:
+    def _run(
+        request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
+    ) -> Evaluation:
         options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples
             options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
         if request.problem is None:
-            return evaluate(Problem.from_training_step(module, batch), **options)
+            return evaluate(Problem.from_training_step(module, batch, batch_idx), **options)
         with eval_mode(module):
             problem = request.problem(module, batch)
             with eval_mode(problem.model):

@@ -1,0 +1,300 @@
+"""Wrong uses and faults: one clear message, before or at the first monitored step."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from monitor_toys import Classifier, Delicate, RecordingLogger, blobs, loader, trainer
+from torch import Tensor, nn
+
+from lightning_vivit.callbacks import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    Monitor,
+    NTKMonitor,
+)
+from lightning_vivit.callbacks.checks import check_setup
+from lightning_vivit.errors import OptionError, ViViTError
+from lightning_vivit.problem import Problem
+
+KINDS = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+
+
+class NaNLoss(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step([batch[0] * float("nan"), batch[1]], batch_idx)
+
+
+class UnknownLoss(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.smooth_l1_loss(self(batch[0]), F.one_hot(batch[1], 3).float())
+
+
+class HandMadeLoss(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self(batch[0]) - batch[1][:, None]).abs().mean()
+
+
+class TextBatch(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        lengths = torch.tensor([[float(len(text))] * 6 for text in batch])
+        return F.cross_entropy(self(lengths), torch.zeros(len(batch), dtype=torch.long))
+
+
+class IntegerOutputs(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        rounded = self(batch[0]).round().long()
+        loss = F.mse_loss(rounded.float(), F.one_hot(batch[1], 3).float())
+        return loss + 0 * self.net[0].bias.sum()
+
+
+class BatchNormByHand(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = self.net[1](self.net[0](batch[0]))
+        return F.cross_entropy(self.net[2](hidden - hidden.mean(0)), batch[1])
+
+
+WRONG: dict[str, tuple[type[Classifier], Any, dict[str, Any], str]] = {
+    "k too large": (Classifier, None, {"k": 25}, r"k=25.* 24"),
+    "empty batch": (Classifier, None, {"probe": [torch.ones(0, 6), torch.ones(0)]}, "empty"),
+    "NaN loss": (NaNLoss, None, {}, "not finite"),
+    "unknown loss": (UnknownLoss, None, {}, r"smooth_l1_loss.*Known losses: .*problem="),
+    "no loss call": (HandMadeLoss, None, {}, r"[Nn]o loss call.*Known losses"),
+    "non-tensor batch": (TextBatch, [f"text {i}" for i in range(16)], {}, "without any tensor"),
+    "integer outputs": (IntegerOutputs, None, {}, r"[Nn]o loss call|dtype"),
+    "wrong probe shape": (
+        Classifier,
+        None,
+        {"probe": [torch.ones(4, 5), torch.zeros(4, dtype=torch.long)]},
+        r"shape \[4, 5\], \[4\]",
+    ),
+    "unknown parameter group": (
+        Classifier,
+        None,
+        {"param_groups": [["net.0.weight", "nett.2"]]},
+        r"'nett.2' is none of the module's trainable parameters",
+    ),
+    "samples that interact": (BatchNormByHand, None, {}, r"net|sample"),
+    "no validation data": (Classifier, None, {"data": "val"}, "needs a validation loader"),
+}
+
+
+def messages(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("use", WRONG)
+def test_wrong_use_warns_once_and_training_goes_on(
+    tmp_path: Path, use: str, kind: type[Monitor]
+) -> None:
+    module, data, options, message = WRONG[use]
+    fit = trainer(tmp_path, kind(every_n_steps=1, **options), logger=RecordingLogger())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(module(), loader(data))
+    found = messages(caught)
+    assert len(found) == 1
+    assert found[0].startswith(f"{kind.__name__} failed at step 0")
+    assert fit.global_step > 1
+    with pytest.MonkeyPatch.context() as patch:  # the message itself, without the line breaks
+        patch.setattr("lightning_vivit.callbacks.base.rank_zero_warn", None)
+        strict = kind(every_n_steps=1, on_error="raise", **options)
+        with pytest.raises(ViViTError, match=message):
+            trainer(tmp_path, strict, logger=RecordingLogger()).fit(module(), loader(data))
+
+
+def test_a_shared_fault_is_reported_once(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, *(kind(data="batch") for kind in KINDS), logger=RecordingLogger())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(UnknownLoss(), loader())
+    assert len(messages(caught)) == 1
+
+
+@pytest.mark.parametrize("data", ["batch", "train"])
+def test_only_the_failing_monitor_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(NTKMonitor, "measure", broken)
+    log = RecordingLogger()
+    fit = trainer(tmp_path, *(kind(every_n_steps=2, data=data) for kind in KINDS), logger=log)
+    with pytest.warns(RuntimeWarning, match="NTKMonitor failed at step 0 .*MemoryError: injected"):
+        fit.fit(Classifier(), loader())
+    assert list(log.values("ggn/trace")) == list(log.values("directions/gradient_share")) == [0, 2, 4]
+    assert not any(key.startswith("ntk/") for key in log.keys())  # noqa: SIM118
+
+
+def test_a_failing_logger_stops_the_monitor_only(tmp_path: Path) -> None:
+    class Full(RecordingLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if "ggn/trace" in metrics:
+                raise OSError("no space left on device")
+
+    fit = trainer(tmp_path, GGNSpectrumMonitor(), logger=Full())
+    with pytest.warns(RuntimeWarning, match="OSError: no space left on device"):
+        fit.fit(Classifier(), loader())
+    assert fit.global_step == 6
+
+
+def test_raise_ends_the_run_and_restores_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr("lightning_vivit.evaluation.jacobian_factors", broken)
+    module = Delicate()
+    monitor = GGNSpectrumMonitor(on_error="raise")
+    fit = trainer(tmp_path, monitor, logger=RecordingLogger())
+    modes = []
+    module.on_exception = lambda error: modes.append(  # type: ignore[attr-defined]
+        [child.training for child in module.modules()]
+    )
+    before = [child.training for child in module.modules()]
+    with pytest.raises(ViViTError, match="GGNSpectrumMonitor failed at step 0 .*injected") as caught:
+        fit.fit(module, loader())
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert [child.training for child in module.modules()] == before
+    assert not monitor._session._results
+
+
+def test_an_interrupt_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GGNSpectrumMonitor, "measure", interrupted)
+    monitor = GGNSpectrumMonitor()
+    fit = trainer(tmp_path, monitor, logger=RecordingLogger())
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit.fit(Classifier(), loader())
+    assert not monitor._session._results
+
+
+def test_unused_parameters_are_named_once(tmp_path: Path) -> None:
+    class Unused(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(2, 2)
+
+    log = RecordingLogger()
+    fit = trainer(tmp_path, *(kind(every_n_steps=1) for kind in KINDS), logger=log)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(Unused(), loader())
+    found = [str(w.message) for w in caught if "do not influence" in str(w.message)]
+    assert len(found) == 1
+    assert "spare.weight, spare.bias" in found[0]
+    assert len(log.values("ggn/trace")) == 6
+
+
+def test_two_monitors_with_the_same_keys(tmp_path: Path) -> None:
+    fit = trainer(
+        tmp_path,
+        GGNSpectrumMonitor(data="batch"),
+        GGNSpectrumMonitor(data="train"),
+        logger=RecordingLogger(),
+    )
+    with pytest.warns(RuntimeWarning, match="Two monitors write 'ggn/.*Give one of them a prefix"):
+        fit.fit(Classifier(), loader())
+
+
+def test_manual_optimization_needs_a_problem(tmp_path: Path) -> None:
+    module = Classifier()
+    module.automatic_optimization = False
+    fit = trainer(tmp_path, GGNSpectrumMonitor(), logger=RecordingLogger())
+    with pytest.raises(OptionError, match="uses manual optimization.*Pass problem="):
+        fit.fit(module, loader())
+
+
+def test_a_dataloader_iter_needs_a_problem_and_a_probe(tmp_path: Path) -> None:
+    class Iterating(Classifier):
+        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+            batch, _, _ = next(dataloader_iter)
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    def problem(module: pl.LightningModule, batch: Any) -> Problem:
+        return Problem(module, nn.CrossEntropyLoss(), batch[0], batch[1])
+
+    fit = trainer(tmp_path, GGNSpectrumMonitor(), logger=RecordingLogger())
+    with pytest.raises(OptionError, match=r"dataloader_iter.*problem=.*data='train'"):
+        fit.fit(Iterating(), loader())
+    log = RecordingLogger()
+    monitor = GGNSpectrumMonitor(data="train", problem=problem, on_error="raise", every_n_steps=2)
+    trainer(tmp_path, monitor, logger=log).fit(Iterating(), loader())
+    assert 0 in log.values("ggn/trace")
+
+
+def test_a_module_of_another_lightning_gets_a_clear_word(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="import lightning.pytorch as pl"):
+        check_setup(
+            "NTKMonitor",
+            trainer(tmp_path),
+            nn.Linear(1, 1),  # type: ignore[arg-type]
+            has_problem=False,
+            uses_batch=True,
+            first=True,
+        )
+
+
+def test_a_problem_without_a_loss_gives_the_kernel_only(tmp_path: Path) -> None:
+    def problem(module: pl.LightningModule, batch: Any) -> Problem:
+        return Problem(module, None, batch[0])
+
+    log = RecordingLogger()
+    monitors = [kind(problem=problem, data="train") for kind in KINDS]
+    with pytest.warns(RuntimeWarning, match="no loss"):
+        trainer(tmp_path, *monitors, logger=log).fit(Classifier(), loader())
+    assert "ntk/trace" in log.keys()  # noqa: SIM118
+    assert not any(key.startswith("ggn") for key in log.keys())  # noqa: SIM118
+
+
+def test_a_loss_that_becomes_nan_later_stops_the_monitors_once(tmp_path: Path) -> None:
+    class Diverging(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            factor = float("nan") if batch_idx >= 3 else 1.0
+            return F.cross_entropy(self(batch[0]) * factor, batch[1])
+
+    log = RecordingLogger()
+    fit = trainer(tmp_path, *(kind(every_n_steps=1, data="batch") for kind in KINDS), logger=log)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(Diverging(), loader(blobs()))
+    assert len(messages(caught)) == 1
+    assert list(log.values("ggn/trace")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (GGNSpectrumMonitor, {"k": 0}, "k has to be an integer >= 1, got 0"),
+        (GGNSpectrumMonitor, {"every_n_steps": 2, "steps": [1]}, "contradict each other"),
+        (GGNSpectrumMonitor, {"on_error": "ignore"}, "on_error has to be one of 'warn', 'raise'"),
+        (GGNSpectrumMonitor, {"dtype": "float16"}, "dtype has to be one of 'float32', 'float64'"),
+        (GGNSpectrumMonitor, {"param_groups": "layers"}, "param_groups has to be one of 'all'"),
+        (GGNSpectrumMonitor, {"mc_samples": -1}, "mc_samples has to be an integer >= 0, got -1"),
+        (GGNSpectrumMonitor, {"problem": 3}, "problem has to be a callable"),
+        (NTKMonitor, {"mode": "diagonal"}, "mode has to be one of 'full', 'trace'"),
+        (DirectionalDerivativesMonitor, {"damping": -1.0}, "damping has to be a number >= 0"),
+        (NTKMonitor, {"data": "test"}, "data has to be one of 'batch', 'train', 'val'"),
+    ],
+)
+def test_impossible_options_are_refused_at_once(
+    kind: type[Monitor], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        kind(**options)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="every_n_step"):
+        GGNSpectrumMonitor(every_n_step=3)

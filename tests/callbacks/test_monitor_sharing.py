@@ -1,0 +1,139 @@
+"""Monitors that look at the same data at the same step pay for one evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from monitor_toys import Classifier, RecordingLogger, loader, trainer
+
+from lightning_vivit import evaluation
+from lightning_vivit.callbacks import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    Monitor,
+    NTKMonitor,
+    session,
+)
+from lightning_vivit.problem import Problem
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def counted(problem: Problem, **options: Any) -> evaluation.Evaluation:
+        found.append(options)
+        return evaluation.evaluate(problem, **options)
+
+    monkeypatch.setattr(session, "evaluate", counted)
+    return found
+
+
+def three(**options: Any) -> list[Monitor]:
+    options = {"k": 2, "every_n_steps": 3, "on_error": "raise", **options}
+    kinds = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+    return [kind(**options) for kind in kinds]
+
+
+def fit(tmp_path: Path, *callbacks: pl.Callback) -> RecordingLogger:
+    log = RecordingLogger()
+    trainer(tmp_path, *callbacks, logger=log).fit(Classifier(), loader(), loader())
+    return log
+
+
+@pytest.mark.parametrize("data", ["batch", "train", "val"])
+def test_three_monitors_one_evaluation(
+    tmp_path: Path, calls: list[dict[str, Any]], data: str
+) -> None:
+    log = fit(tmp_path, *three(data=data))
+    assert len(calls) == 2  # steps 0 and 3
+    assert {key.split("/")[0] for key in log.keys()} >= {"ggn", "directions", "ntk"}  # noqa: SIM118
+
+
+def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+    fit(tmp_path, *three(probe=next(iter(loader()))))
+    assert len(calls) == 2
+
+
+def test_an_explicit_problem_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+    def problem(module: pl.LightningModule, batch: Any) -> Problem:
+        return Problem(module, torch.nn.CrossEntropyLoss(), batch[0], batch[1])
+
+    fit(tmp_path, *three(data="batch", problem=problem))
+    assert len(calls) == 2
+
+
+def test_different_k_and_schedules_share_where_they_meet(
+    tmp_path: Path, calls: list[dict[str, Any]]
+) -> None:
+    fit(
+        tmp_path,
+        GGNSpectrumMonitor(k=1, every_n_steps=2),
+        DirectionalDerivativesMonitor(k=4, every_n_steps=3),
+    )
+    assert len(calls) == 4  # steps 0, 2, 3, 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data": "train"},
+        {"max_samples": 4},
+        {"param_groups": "layer"},
+        {"dtype": "float32"},
+        {"mc_samples": 2},
+    ],
+)
+def test_other_options_are_evaluated_on_their_own(
+    tmp_path: Path, calls: list[dict[str, Any]], other: dict[str, Any]
+) -> None:
+    fit(
+        tmp_path,
+        GGNSpectrumMonitor(steps=[0]),
+        DirectionalDerivativesMonitor(steps=[0], **other),
+    )
+    assert len(calls) == 2
+
+
+def test_one_probe_is_drawn_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    original = session.BatchSource._draw
+    monkeypatch.setattr(
+        session.BatchSource,
+        "_draw",
+        lambda self, loaders: drawn.append(1) or original(self, loaders),  # type: ignore[func-returns-value]
+    )
+    monitors = three(data="val")
+    fit(tmp_path, *monitors)
+    assert len(drawn) == 1
+    assert len({id(monitor.source.probe[0]) for monitor in monitors}) == 1
+
+
+def test_the_evaluation_is_freed_before_the_step(tmp_path: Path) -> None:
+    kept: list[int] = []
+
+    class Peek(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            kept.append(len(monitors[0]._session._results))
+
+    monitors = three()
+    trainer(tmp_path, *monitors, logger=RecordingLogger()).fit(Peek(), loader())
+    assert kept == [0] * 6
+
+
+def test_steps_that_are_not_due_do_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    original = Monitor._look
+    monkeypatch.setattr(
+        Monitor,
+        "_look",
+        lambda self, *args: looked.append(self._step) or original(self, *args),  # type: ignore[func-returns-value]
+    )
+    fit(tmp_path, GGNSpectrumMonitor(steps=[4]))
+    assert looked == [4]

@@ -1,0 +1,164 @@
+"""Checkpoints: a resumed run goes on where the stopped one was; instances keep apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from monitor_toys import Classifier, RecordingLogger, blobs, loader, trainer
+from torch.utils.data import IterableDataset
+
+from lightning_vivit.callbacks import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    Monitor,
+    NTKMonitor,
+    base,
+)
+
+LAST = {"ggn": "ggn/subspace_overlap", "ntk": "ntk/distance_first"}
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from zip(*blobs().tensors, strict=True)
+
+
+def monitors(data: str) -> list[Monitor]:
+    options: dict[str, Any] = {"k": 2, "every_n_steps": 4, "data": data, "on_error": "raise"}
+    kinds = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+    return [kind(**options) for kind in kinds]
+
+
+def fit(root: Path, data: str, epochs: int, ckpt_path: Path | None = None, train: Any = None) -> Any:
+    pl.seed_everything(1)
+    log = RecordingLogger()
+    saver = ModelCheckpoint(root, filename=f"{{epoch}}-of-{epochs}", save_top_k=-1)
+    run = trainer(
+        root, saver, *monitors(data), logger=log, enable_checkpointing=True, max_epochs=epochs
+    )
+    run.fit(Classifier(), loader(train), loader(train), ckpt_path=ckpt_path, weights_only=True)
+    return log, run
+
+
+@pytest.mark.parametrize("data", ["batch", "train", "val"])
+def test_a_resumed_run_logs_what_an_unbroken_one_does(tmp_path: Path, data: str) -> None:
+    whole, _ = fit(tmp_path / "whole", data, epochs=4)
+    fit(tmp_path / "first", data, epochs=2)
+    resumed, _ = fit(tmp_path, data, epochs=4, ckpt_path=tmp_path / "first/epoch=1-of-2.ckpt")
+    for key in sorted(whole.keys()):
+        if "/" in key:
+            expected = {step: v for step, v in whole.values(key).items() if step >= 12}
+            assert resumed.values(key) == pytest.approx(expected, abs=1e-6), key
+
+
+def test_a_kept_probe_of_iterable_data_survives(tmp_path: Path) -> None:
+    fit(tmp_path / "first", "train", 1, train=Stream())
+    path = tmp_path / "first/epoch=0-of-1.ckpt"
+    _, run = fit(tmp_path, "train", 2, path, train=Stream())
+    first = next(iter(loader(Stream())))
+    probe = next(c for c in run.callbacks if isinstance(c, NTKMonitor)).source.probe
+    assert torch.equal(probe[0], first[0])
+
+
+def test_last_values_are_back_before_the_next_due_step(tmp_path: Path) -> None:
+    fit(tmp_path / "first", "train", epochs=2)
+    seen: list[set[str]] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            seen.append(set(trainer.callback_metrics))
+
+    state = torch.load(tmp_path / "first/epoch=1-of-2.ckpt", weights_only=True)
+    log = RecordingLogger()
+    run = trainer(tmp_path, Look(), *monitors("train"), logger=log, max_steps=13, max_epochs=-1)
+    for monitor in run.callbacks:
+        if isinstance(monitor, Monitor):
+            monitor.schedule = type(monitor.schedule)(steps=[1000])
+            state["callbacks"][monitor.state_key] = state["callbacks"].pop(
+                monitor.state_key.replace("'steps': (1000,)", "'every_n_steps': 4")
+            )
+    torch.save(state, tmp_path / "moved.ckpt")
+    run.fit(Classifier(), loader(), ckpt_path=tmp_path / "moved.ckpt", weights_only=True)
+    assert {"ggn/eigenvalue_1", "directions/gradient_share", "ntk/trace"} <= seen[0]
+    assert log.keys().isdisjoint({"ggn/trace"})
+
+
+def test_state_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
+    _, run = fit(tmp_path, "train", epochs=1)
+    for monitor in run.callbacks:
+        if isinstance(monitor, Monitor):
+            state = monitor.state_dict()
+            torch.save(state, tmp_path / "state")
+            torch.load(tmp_path / "state", weights_only=True)
+            assert state["step"] == 5
+            assert state["values"]
+            assert len(state["probe"]) == 2
+
+
+def test_a_saved_step_is_not_repeated(tmp_path: Path) -> None:
+    _, run = fit(tmp_path, "train", epochs=1)
+    monitor = next(c for c in run.callbacks if isinstance(c, GGNSpectrumMonitor))
+    again = monitors("train")[0]
+    again.load_state_dict(monitor.state_dict())
+    assert again.state_dict()["step"] == 5
+    assert not again._due(run, 0) or again._step == 6
+
+
+def test_large_references_stay_out_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "MAX_STATE_BYTES", 100)
+    _, run = fit(tmp_path, "train", epochs=1)
+    states = [c.state_dict() for c in run.callbacks if isinstance(c, Monitor)]
+    assert all(state["references"] == {} for state in states)
+
+
+def test_instances_with_other_options_keep_their_states_apart(tmp_path: Path) -> None:
+    small = GGNSpectrumMonitor(k=1, every_n_steps=2, prefix="small/", max_samples=4)
+    large = GGNSpectrumMonitor(k=3, every_n_steps=3, data="train")
+    assert small.state_key != large.state_key
+    log = RecordingLogger()
+    run = trainer(tmp_path, small, large, logger=log, enable_checkpointing=True)
+    run.fit(Classifier(), loader())
+    assert list(log.values("small/ggn/eigenvalue_1")) == [0, 2, 4]
+    assert list(log.values("ggn/eigenvalue_3")) == [0, 3]
+    run.save_checkpoint(tmp_path / "both.ckpt")
+    states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
+    assert set(states[small.state_key]["values"]) == {
+        key for key in log.keys() if key.startswith("small/")  # noqa: SIM118
+    }
+
+
+def test_every_option_is_in_the_state_key() -> None:
+    variants = [
+        GGNSpectrumMonitor(),
+        GGNSpectrumMonitor(k=2),
+        GGNSpectrumMonitor(every_n_epochs=1),
+        GGNSpectrumMonitor(data="val"),
+        GGNSpectrumMonitor(data="val", seed=1),
+        GGNSpectrumMonitor(max_samples=3),
+        GGNSpectrumMonitor(param_groups="layer"),
+        GGNSpectrumMonitor(dtype="float32"),
+        GGNSpectrumMonitor(prefix="a/"),
+        GGNSpectrumMonitor(overlap=False),
+        GGNSpectrumMonitor(mc_samples=1),
+        NTKMonitor(),
+        NTKMonitor(mode="trace"),
+        DirectionalDerivativesMonitor(),
+        DirectionalDerivativesMonitor(damping=0.1),
+    ]
+    assert len({monitor.state_key for monitor in variants}) == len(variants)
+
+
+def test_a_second_fit_starts_over(tmp_path: Path) -> None:
+    monitor = NTKMonitor(every_n_steps=2)
+    for _ in range(2):
+        log = RecordingLogger()
+        trainer(tmp_path, monitor, logger=log).fit(Classifier(), loader())
+        assert log.values("ntk/distance_first")[0] == pytest.approx(0, abs=1e-12)
+        assert list(log.values("ntk/distance_previous")) == [2, 4]
