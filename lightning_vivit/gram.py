@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import MODES, Factor, OuterProduct, Shift, contract
-from lightning_vivit.factors.contract import with_constant_input
 
 
 def group_kernel(
@@ -56,7 +55,7 @@ def _fuse_biases(factors: Sequence[Factor]) -> list[Factor]:
     for shift in shifts:
         for place, factor in enumerate(joined):
             if isinstance(factor, OuterProduct):
-                both = with_constant_input(factor, shift)
+                both = factor.with_bias(shift)
                 if both is not None:
                     joined[place] = both
                     break

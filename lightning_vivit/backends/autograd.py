@@ -24,7 +24,7 @@ from lightning_vivit.backends.probing import (
     overlap,
     tolerance,
 )
-from lightning_vivit.batched import batched_grad
+from lightning_vivit.batched import batched_grad, sample_columns
 from lightning_vivit.errors import InteractionError, ProblemError
 from lightning_vivit.factors import Dense, Factor, add_uses
 from lightning_vivit.recording import Call, Tape, tensors_in
@@ -168,14 +168,15 @@ def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> Structure:
     names = [name for name in tape.parameters if name not in unused]
     factors = _structured_factors(tape, outputs, draft, probe.columns, names)
     limit = tolerance([outputs, *parameters])
+    norms = [float(grad.norm()) for grad in expected if grad is not None]
+    floor = 1e-6 * max(norms, default=0.0)
     dense = []
     for name, grad in zip(tape.parameters, expected, strict=True):
         if name in unused:
             continue
         factor = factors.get(name)
-        # the probe's three columns are per-batch cotangents: row (n, c) belongs to cotangent c
         found_sum = None if factor is None else _sum_over_samples(factor)
-        off = mismatch(grad, found_sum)
+        off = mismatch(grad, found_sum, floor)
         per_sample = factor is not None and _stays_on_sample(factor, axis.num_samples)
         if off > limit or not per_sample:
             dense.append(name)
@@ -226,18 +227,15 @@ def _structured_factors(
     if not names:
         return {}
     targets = {id(tape.parameters[name]): name for name in names}
-    calls, edges, spans = _needed(tape, structure, targets)
+    calls, edges, axes, spans = _needed(tape, structure, targets)
     if not calls:
         return {}
-    grads = batched_grad([outputs], edges, [columns])
+    arrivals = sample_columns(outputs, edges, axes, columns)
     uses: dict[str, list[Factor]] = {name: [] for name in names}
     derived: dict[int, tuple[Tensor, list[Factor]]] = {}
     for index, span in zip(calls, spans, strict=True):
         call = tape.calls[index]
-        arrived = [None if place is None else grads[place] for place in span]
-        for place in span:
-            if place is not None:
-                grads[place] = None  # freed as soon as its factors hold it
+        arrived = [None if place is None else arrivals[place] for place in span]
         sources = frozenset(
             id(tensor)
             for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
@@ -256,9 +254,9 @@ def _structured_factors(
 
 def _needed(
     tape: Tape, structure: Structure, targets: dict[int, str]
-) -> tuple[list[int], list[object], list[list[int | None]]]:
-    """The calls that use a wanted parameter, and their gradient edges."""
-    calls, edges, spans = [], [], []
+) -> tuple[list[int], list[object], list[SampleAxis], list[list[int | None]]]:
+    """The calls that use a wanted parameter, their gradient edges and sample axes."""
+    calls, edges, axes, spans = [], [], [], []
     for index, call in enumerate(tape.calls):
         if not structure.usable[index]:
             continue
@@ -272,9 +270,10 @@ def _needed(
                 continue
             row.append(len(edges))
             edges.append(output.edge)
+            axes.append(axis)
         calls.append(index)
         spans.append(row)
-    return calls, edges, spans
+    return calls, edges, axes, spans
 
 
 def _apply_rule(
@@ -288,7 +287,7 @@ def _apply_rule(
     rule = find_rule(call.function)
     axis, column = axes[0], arrived[0]
     if rule is not None and len(arrived) == 1 and axis is not None and column is not None:
-        use = Use(call, axis, axis.split(column, leading=1), sources)
+        use = Use(call, axis, column, sources)
         found = rule(use)
         if found is not None and {id(tensor) for tensor, _ in found} == sources:
             return found

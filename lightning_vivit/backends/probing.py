@@ -80,16 +80,24 @@ def _only(grad: Tensor, axis: SampleAxis, sample: int) -> bool:
     return bool(torch.count_nonzero(grad) == torch.count_nonzero(inside))
 
 
-def mismatch(expected: Tensor | None, found: Tensor | None) -> float:
-    """Relative difference of two [3, *shape] gradients, the worst of the three cotangents."""
+def mismatch(expected: Tensor | None, found: Tensor | None, floor: float) -> float:
+    """Relative difference of two [3, *shape] gradients, the worst of the three cotangents.
+
+    Args:
+        expected: Autograd's gradients.
+        found: The factor's.
+        floor: Differences are measured against at least this norm, because a gradient that
+            vanishes (a bias before a normalisation) consists of rounding.
+
+    Returns:
+        The difference; infinite if one of the two is missing.
+    """
     if expected is None or found is None:
         other = found if expected is None else expected
         return 0.0 if other is None or not bool(other.any()) else float("inf")
-    difference = (expected - found).flatten(1).norm(dim=1)
-    scale = expected.flatten(1).norm(dim=1).max()
-    if scale == 0:
-        return 0.0 if not bool(difference.any()) else float("inf")
-    return float((difference / scale).max())
+    difference = (expected - found).flatten(1).norm(dim=1).max()
+    scale = max(float(expected.flatten(1).norm(dim=1).max()), floor)
+    return float(difference) / scale if scale > 0 else float(difference)
 
 
 def tolerance(tensors: Sequence[Tensor]) -> float:

@@ -1,7 +1,8 @@
 """Structured per-sample Jacobians of one parameter, and their products."""
 
 from lightning_vivit.factors.base import Dense, Factor, Shift
-from lightning_vivit.factors.contract import MODES, ORDERS, contract
+from lightning_vivit.factors.contract import MODES, contract
+from lightning_vivit.factors.orders import ORDERS
 from lightning_vivit.factors.outer import OuterProduct, add_uses
 
 __all__ = ["MODES", "ORDERS", "Dense", "Factor", "OuterProduct", "Shift", "add_uses", "contract"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.base import Factor
+from lightning_vivit.factors.base import Dense, Factor, Shift
 
 
 class OuterProduct(Factor):
@@ -19,10 +19,17 @@ class OuterProduct(Factor):
         inputs: [N, G, B, L], the side that all columns share.
         shape: Shape of the parameter, G*A*B entries.
         transposed: False if the parameter's memory order is (G, A, B), True if it is (G, B, A).
+        offset: 1.0 if the kernel includes that of a bias with the same columns, which acts like
+            one more input that is constantly 1; the rows are those of the weight alone.
     """
 
     def __init__(
-        self, columns: Tensor, inputs: Tensor, shape: torch.Size, transposed: bool = False
+        self,
+        columns: Tensor,
+        inputs: Tensor,
+        shape: torch.Size,
+        transposed: bool = False,
+        offset: float = 0.0,
     ) -> None:
         """Keep both sides.
 
@@ -31,11 +38,13 @@ class OuterProduct(Factor):
             inputs: [N, G, B, L].
             shape: Shape of the parameter.
             transposed: Whether the parameter is stored as (G, B, A).
+            offset: 1.0 to include the kernel of a bias of the same use, else 0.0.
         """
         self.columns = columns
         self.inputs = inputs
         self.shape = shape
         self.transposed = transposed
+        self.offset = offset
 
     @property
     def num_samples(self) -> int:
@@ -50,7 +59,11 @@ class OuterProduct(Factor):
     def narrow(self, start: int, stop: int) -> OuterProduct:
         """The factor of samples start..stop-1."""
         return OuterProduct(
-            self.columns[start:stop], self.inputs[start:stop], self.shape, self.transposed
+            self.columns[start:stop],
+            self.inputs[start:stop],
+            self.shape,
+            self.transposed,
+            self.offset,
         )
 
     def rows(self) -> Tensor:
@@ -67,13 +80,31 @@ class OuterProduct(Factor):
         return total.reshape(coefficients.shape[2], *self.shape)
 
     def joins(self, other: Factor) -> bool:
-        """Whether `other` is a further use of the same weight that can be joined along L."""
+        """Whether `other` is a further use of the same weight with the same form."""
         return (
             isinstance(other, OuterProduct)
             and self.transposed == other.transposed
-            and self.columns.shape[:4] == other.columns.shape[:4]
-            and self.inputs.shape[:3] == other.inputs.shape[:3]
+            and self.columns.shape[1:4] == other.columns.shape[1:4]
+            and self.inputs.shape[1:3] == other.inputs.shape[1:3]
+            and self.offset == other.offset
         )
+
+    def with_bias(self, shift: Shift) -> OuterProduct | None:
+        """This factor with the kernel of the bias of the same use included.
+
+        Args:
+            shift: Factor of a bias.
+
+        Returns:
+            The factor, or None if the two do not share their columns.
+        """
+        n, d, groups, a, length = self.columns.shape
+        same = shift.columns.data_ptr() == self.columns.data_ptr()
+        if not same or self.offset or shift.columns.shape != (n, d, groups * a, length):
+            return None
+        if groups > 1:
+            return None
+        return OuterProduct(self.columns, self.inputs, self.shape, self.transposed, 1.0)
 
     def join(self, others: list[OuterProduct]) -> OuterProduct:
         """One factor for several uses of a weight: their positions one after the other."""
@@ -94,8 +125,6 @@ def add_uses(uses: list[Factor]) -> Factor:
     Returns:
         The factor of the sum.
     """
-    from lightning_vivit.factors.base import Dense
-
     first, *rest = uses
     if not rest:
         return first

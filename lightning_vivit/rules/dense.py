@@ -27,7 +27,8 @@ def dense_rule(
 
     Args:
         call: The recorded operation, with any number of outputs.
-        columns: For each output, [D, *output shape] or None where nothing arrived.
+        columns: For each output, [N, D, *output shape] with the positions T on the sample axis,
+            or None where nothing arrived.
         axes: For each output, where the samples are.
         sources: ids of the tensors for which factors are wanted.
 
@@ -47,9 +48,9 @@ def dense_rule(
     pieces: dict[int, list[Tensor]] = {key: [] for key in leaves}
     for sample in range(count):
         masked = []
-        for _, column, axis in live:
-            mask = torch.zeros_like(column)
-            axis.select(mask, sample, leading=1).copy_(axis.select(column, sample, leading=1))
+        for result, column, axis in live:
+            mask = column.new_zeros(column.shape[1], *result.shape)
+            axis.select(mask, sample, leading=1).copy_(column[sample])
             masked.append(mask)
         grads = batched_grad([item[0] for item in live], list(leaves.values()), masked)
         for key, grad in zip(leaves, grads, strict=True):

@@ -1,0 +1,192 @@
+"""Orders of summation for the kernel of two outer-product factors.
+
+All compute the same sum over groups g, outputs a, inputs b and positions l, k,
+
+    kernel[(n, c), (m, d)] = sum s[n,c,g,a,l] u[n,g,b,l] s[m,d,g,a,k] u[m,g,b,k] + constant terms,
+
+with s the columns and u the inputs. They differ by factors of hundreds in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.factors.outer import OuterProduct
+
+_CHUNK_ENTRIES = 1 << 22  # entries of temporary rows held at once (16 MB in float32)
+_BLOCKS = 4  # row blocks of a symmetric product
+
+
+def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
+    """Kernel of the inputs times kernel of the columns, entry by entry.
+
+    Best at one position (a Linear layer on vectors): nothing of the weight's size is formed.
+    """
+    n, d, groups, a, length = first.columns.shape
+    m, b = second.columns.shape[0], first.inputs.shape[2]
+    total: Tensor | None = None
+    for group in range(groups):
+        left = first.inputs[:, group].transpose(1, 2).reshape(n * length, b)
+        right = second.inputs[:, group].transpose(1, 2).reshape(m * length, b)
+        inputs = left @ right.T  # [N*L, M*L]
+        if first.offset:
+            inputs += first.offset
+        side = first.columns[:, :, group].permute(0, 3, 1, 2)  # [N, L, D, A]
+        other = second.columns[:, :, group].permute(0, 3, 1, 2)
+        if mode == "full":
+            flat = side.reshape(n * length * d, a)
+            if first is second:
+                columns = symmetric_product(flat)
+            else:
+                columns = flat @ other.reshape(m * length * d, a).T
+            columns = columns.reshape(n, length, d, m, length, d)
+            columns.mul_(inputs.reshape(n, length, 1, m, length, 1))
+            part = columns.reshape(n, d, m, d) if length == 1 else columns.sum((1, 4))
+        elif mode == "trace":
+            columns = side.reshape(n * length, d * a) @ other.reshape(m * length, d * a).T
+            part = columns.mul_(inputs).reshape(n, length, m, length).sum((1, 3))
+        else:
+            left_d = side.permute(2, 0, 1, 3).reshape(d, n * length, a)
+            right_d = other.permute(2, 3, 0, 1).reshape(d, a, m * length)
+            columns = torch.bmm(left_d, right_d).mul_(inputs)
+            part = columns.reshape(d, n, length, m, length).sum((2, 4)).permute(1, 2, 0)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def by_rows(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
+    """Jacobian rows of a few outputs at a time, multiplied.
+
+    Best for many positions and small weights (early convolutions).
+    """
+    n, d, groups, a, _ = first.columns.shape
+    m, b = second.columns.shape[0], first.inputs.shape[2]
+    step = max(1, min(a, _CHUNK_ENTRIES // max(1, n * d * b)))
+    workspace = first.columns.new_empty(n * d * step * b)
+    spare = workspace if first is second else first.columns.new_empty(m * d * step * b)
+    total: Tensor | None = None
+    for group in range(groups):
+        for start in range(0, a, step):
+            stop = min(a, start + step)
+            left = _some_rows(first, group, start, stop, workspace)
+            right = left if first is second else _some_rows(second, group, start, stop, spare)
+            part = multiply_rows(left, right, mode)
+            total = part if total is None else total.add_(part)
+    assert total is not None
+    if first.offset:
+        left, right = first.columns.sum(4).flatten(2), second.columns.sum(4).flatten(2)
+        total.add_(multiply_rows(left, left if first is second else right, mode), alpha=first.offset)
+    return total
+
+
+def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
+    """(Columns . input kernel) . columns, one sample of the second factor at a time.
+
+    Best for large weights at few positions (late convolutions).
+    """
+    n, d, groups, a, length = first.columns.shape
+    m = second.columns.shape[0]
+    symmetric = first is second
+    side = first.columns.movedim(2, 1).reshape(n, groups, d * a, length)
+    inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
+    shape = {"full": (n, d, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
+    total = first.columns.new_empty(shape)
+    for index in range(m):
+        start = index if symmetric else 0
+        count = n - start
+        kernel = torch.matmul(inputs[start:], second.inputs[index])  # [n, G, L, L]
+        if first.offset:
+            kernel += first.offset
+        partial = torch.bmm(side[start:].flatten(0, 1), kernel.flatten(0, 1))
+        partial = partial.reshape(count, groups, d, a * length)
+        columns = second.columns[index].transpose(0, 1).reshape(groups, d, a * length)
+        if mode == "trace":
+            block = partial.reshape(count, -1) @ columns.reshape(-1)
+            total[start:, index] = block
+            if symmetric:
+                total[index, start:] = block
+        elif mode == "diagonal":
+            block = torch.einsum("ngdx,gdx->nd", partial, columns)
+            total[start:, index] = block
+            if symmetric:
+                total[index, start:] = block
+        else:
+            if groups == 1:
+                block = partial.reshape(count * d, -1) @ columns[0].T
+            else:
+                left = partial.transpose(0, 1).reshape(groups, count * d, a * length)
+                block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
+            total[start:, :, index] = block.reshape(count, d, d)
+            if symmetric:
+                total[index, :, start:] = block.reshape(count, d, d).permute(2, 0, 1)
+    return total
+
+
+def multiply_rows(left: Tensor, right: Tensor, mode: str) -> Tensor:
+    """Products of explicit rows.
+
+    Args:
+        left: [N, D, P].
+        right: [M, D, P]; the same object to use the symmetry.
+        mode: ``full``, ``trace`` or ``diagonal``.
+
+    Returns:
+        [N, D, M, D], [N, M] or [N, M, D].
+    """
+    n, d, _ = left.shape
+    m = right.shape[0]
+    if mode == "full":
+        flat = left.reshape(n * d, -1)
+        if right is left:
+            return symmetric_product(flat).reshape(n, d, m, d)
+        return (flat @ right.reshape(m * d, -1).T).reshape(n, d, m, d)
+    if mode == "trace":
+        return left.reshape(n, -1) @ right.reshape(m, -1).T
+    products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))  # [D, N, M]
+    return products.permute(1, 2, 0).contiguous()
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """rows @ rows^T, computing little more than the lower triangle.
+
+    Args:
+        rows: [R, P].
+
+    Returns:
+        [R, R].
+    """
+    size, width = rows.shape
+    if size < 256 or width < 256:
+        return rows @ rows.T
+    product = rows.new_empty(size, size)
+    step = -(-size // _BLOCKS)
+    for start in range(0, size, step):
+        stop = min(size, start + step)
+        block = rows[start:stop] @ rows[:stop].T
+        product[start:stop, :stop] = block
+        product[:start, start:stop] = block[:, :start].T
+    return product
+
+
+def _some_rows(
+    factor: OuterProduct, group: int, start: int, stop: int, workspace: Tensor
+) -> Tensor:
+    """Rows of one group restricted to outputs start..stop-1, [N, D, (stop-start)*B]."""
+    side = factor.columns[:, :, group, start:stop]  # [N, D, a, L]
+    n, d, a, length = side.shape
+    inputs = factor.inputs[:, group]  # [N, B, L]
+    width = inputs.shape[1]
+    rows = workspace[: n * d * a * width].view(n, d * a, width)
+    torch.bmm(side.reshape(n, d * a, length), inputs.transpose(1, 2), out=rows)
+    return rows.view(n, d, a * width)
+
+
+ORDERS: dict[str, Callable[[OuterProduct, OuterProduct, str], Tensor]] = {
+    "kernels": by_kernels,
+    "rows": by_rows,
+    "inputs_first": by_inputs_first,
+}
