@@ -1,0 +1,218 @@
+"""Statistics of a neural tangent kernel of one batch with itself.
+
+A full kernel is [N, N, C, C] with the entry (n, m, c, d); its trace kernel is [N, N], the sum over
+c = d. Scalars and spectra are computed and returned in float64, rearranged kernels keep their
+dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.metrics.functional.checks import double, floats, refusal
+
+_FULL = "[N, N, C, C]"
+_ANY = "[N, N] (trace) or [N, N, C, C] (full)"
+_ASYMMETRY = 1e-2  # of the largest entry; kernels computed in reduced precision stay below
+_ROUNDING = 1e-13  # of the norm of a kernel in float64; what is smaller after centring is zero
+
+
+def trace_kernel(kernel: Tensor) -> Tensor:
+    """Sum over the outputs, the kernel that compares samples only.
+
+    Args:
+        kernel: [N, M, C, C]; or a diagonal kernel [N, M, C], or a trace kernel [N, M], which is
+            returned as it is.
+
+    Returns:
+        [N, M] in the dtype of the kernel.
+    """
+    floats("kernel", kernel, "[N, M, C, C], [N, M, C] or [N, M]", (2, 3, 4))
+    if kernel.ndim == 2:
+        return kernel
+    if kernel.ndim == 3:
+        return kernel.sum(dim=-1)
+    if kernel.shape[2] != kernel.shape[3]:
+        raise refusal(f"a kernel of shape {list(kernel.shape)}", _FULL, "pass the full kernel")
+    return kernel.diagonal(dim1=2, dim2=3).sum(dim=-1)
+
+
+def flatten_kernel(kernel: Tensor) -> Tensor:
+    """The kernel as a matrix with one row for each output of each sample.
+
+    Args:
+        kernel: [N, M, C, D]; a trace kernel [N, M] is returned as it is.
+
+    Returns:
+        [N*C, M*D] in the dtype of the kernel, with row index n * C + c.
+    """
+    floats("kernel", kernel, "[N, M, C, D] or [N, M]", (2, 4))
+    if kernel.ndim == 2:
+        return kernel
+    rows, columns, outputs, others = kernel.shape
+    return kernel.permute(0, 2, 1, 3).reshape(rows * outputs, columns * others)
+
+
+def kernel_eigenvalues(kernel: Tensor) -> Tensor:
+    """Eigenvalues of the kernel of one batch with itself.
+
+    Args:
+        kernel: Symmetric [N, N] or [N, N, C, C]. The symmetric part is taken, so that rounding in
+            either half does not matter.
+
+    Returns:
+        [N] or [N*C], ascending as torch.linalg.eigvalsh returns them.
+    """
+    matrix = double(flatten_kernel(kernel))
+    if matrix.shape[0] != matrix.shape[1]:
+        raise refusal(
+            f"a kernel of shape {list(kernel.shape)}",
+            _ANY,
+            "compute the kernel of a batch with itself",
+        )
+    asymmetry = float((matrix - matrix.T).abs().max())
+    largest = float(matrix.abs().max())
+    tolerance = max(_ASYMMETRY, 10 * torch.finfo(kernel.dtype).eps)
+    if asymmetry > tolerance * largest:
+        raise refusal(
+            f"a kernel {asymmetry:g} away from its transpose (largest entry {largest:g})",
+            "a symmetric kernel",
+            "compute the kernel of a batch with itself",
+        )
+    return torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+
+
+def kernel_alignment(
+    kernel: Tensor,
+    targets: Tensor,
+    num_classes: int | None = None,
+    centered: bool = True,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Alignment of the trace kernel with the label kernel Y Y^T (Cortes et al., 2012).
+
+    The cosine <K, L> / (||K|| ||L||) of the two kernels, both centred to mean zero in feature space
+    unless told otherwise. It is 1 if K is a multiple of the label kernel and near 0 if the kernel
+    knows nothing of the labels.
+
+    Args:
+        kernel: [N, N] or [N, N, C, C], of which the trace kernel is taken.
+        targets: Class indices of an integer dtype, [N] or [N, T, ...]: Y is their one-hot encoding,
+            positions side by side. Or values of a floating-point or boolean dtype, [N] or [N, ...]:
+            Y is their flattening.
+        num_classes: Number of classes, to check class indices against. The value does not depend
+            on it.
+        centered: Whether to centre both kernels.
+        ignore_index: Class index of positions without a label. Samples with no label at all are
+            left out.
+
+    Returns:
+        A scalar in [-1, 1] up to rounding, or NaN if either (centred) kernel is zero, as it is when
+        all samples have the same label or none has one.
+    """
+    samples = double(trace_kernel(kernel))
+    count = samples.shape[0]
+    if samples.shape[1] != count:
+        raise refusal(f"a kernel of shape {list(kernel.shape)}", _ANY, "pass a square kernel")
+    if not isinstance(targets, Tensor) or targets.ndim == 0 or targets.shape[0] != count:
+        shape = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise refusal(
+            f"targets {shape} for a kernel of {count} samples",
+            "a tensor [N] or [N, ...] with the samples of the kernel on its first axis",
+            "pass the targets of the batch that the kernel was computed on",
+        )
+    if targets.is_complex() or targets.numel() == 0:
+        raise refusal(
+            f"targets of dtype {targets.dtype} and shape {list(targets.shape)}",
+            "real targets [N] or [N, ...] with at least one entry",
+            "pass class indices or floating-point values",
+        )
+    targets = targets.to(samples.device)
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        values = targets.to(torch.float64).reshape(count, -1)  # [N, features]
+        floats("targets", values, "[N, ...]", (2,))
+        labels = values @ values.T
+    else:
+        classes = targets.to(torch.int64).reshape(count, -1)  # [N, T]
+        _check_classes(classes, num_classes, ignore_index)
+        labelled = classes != ignore_index
+        keep = labelled.any(dim=1)
+        if not bool(keep.any()):
+            return torch.full_like(samples[0, 0], torch.nan)
+        samples, classes, labelled = samples[keep][:, keep], classes[keep], labelled[keep]
+        labels = _same_class(classes, labelled)
+    if centered:
+        samples, labels = _centered(samples), _centered(labels)
+    return _cosine(samples, labels)
+
+
+def kernel_distance(kernel: Tensor, reference: Tensor) -> Tensor:
+    """Distance of two kernels up to scale: 1 - <K, K'> / (||K|| ||K'||) (Fort et al., 2020).
+
+    Args:
+        kernel: [N, N] or [N, N, C, C].
+        reference: The kernel to compare with, of the same shape and on the same samples.
+
+    Returns:
+        A scalar: 0 for a multiple of the reference, not above 1 for two positive semi-definite
+        kernels, NaN if one of them is zero.
+    """
+    floats("kernel", kernel, _ANY, (2, 4))
+    floats("reference kernel", reference, _ANY, (2, 4))
+    if kernel.shape != reference.shape:
+        raise refusal(
+            f"kernels of shapes {list(kernel.shape)} and {list(reference.shape)}",
+            "two kernels of the same shape",
+            "compute both on the same probe batch, both full or both trace kernels",
+        )
+    return (1.0 - _cosine(double(kernel), double(reference.to(kernel.device)))).clamp_min(0.0)
+
+
+def _check_classes(classes: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """Refuse indices outside of 0 .. num_classes - 1 other than `ignore_index`."""
+    used = classes[classes != ignore_index]
+    if used.numel() == 0:
+        return
+    lowest, highest = int(used.min()), int(used.max())
+    if lowest < 0 or (num_classes is not None and highest >= num_classes):
+        top = "num_classes - 1" if num_classes is None else str(num_classes - 1)
+        raise refusal(
+            f"class indices from {lowest} to {highest}",
+            f"0 to {top}, and ignore_index = {ignore_index}",
+            "check num_classes and ignore_index, or pass other targets as floating-point values",
+        )
+
+
+def _same_class(classes: Tensor, labelled: Tensor) -> Tensor:
+    """Y Y^T of the one-hot encoding without forming it.
+
+    Args:
+        classes: [N, T] class indices.
+        labelled: [N, T] where they count.
+
+    Returns:
+        [N, N]: in how many positions two samples have the same label.
+    """
+    rows = [
+        ((classes == classes[n]) & labelled & labelled[n]).sum(dim=1)
+        for n in range(classes.shape[0])
+    ]  # each [N]
+    return double(torch.stack(rows))
+
+
+def _centered(kernel: Tensor) -> Tensor:
+    """H K H with H = 1 - 11^T / N, exactly zero where only rounding is left of K."""
+    over_rows = kernel.mean(dim=0, keepdim=True)
+    over_columns = kernel.mean(dim=1, keepdim=True)
+    centered = kernel - over_rows - over_columns + kernel.mean()
+    rounding = _ROUNDING * torch.linalg.vector_norm(kernel)
+    return torch.where(torch.linalg.vector_norm(centered) > rounding, centered, 0.0)
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """<A, B> / (||A|| ||B||), NaN if one of them is zero."""
+    sizes = torch.linalg.vector_norm(first), torch.linalg.vector_norm(second)
+    if float(sizes[0]) == 0.0 or float(sizes[1]) == 0.0:
+        return torch.full_like(sizes[0], torch.nan)
+    return ((first / sizes[0]) * (second / sizes[1])).sum()
