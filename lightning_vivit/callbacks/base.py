@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,12 +75,12 @@ class Monitor(Callback):
         every_n_epochs: int | None = None,
         steps: list[int] | None = None,
         steps_per_decade: int | None = None,
-        data: str = "batch",
+        data: Literal["batch", "train", "val"] = "batch",
         seed: int = 0,
         max_samples: int | None = None,
         param_groups: str | list[list[str]] | dict[str, list[str]] = "all",
-        dtype: str | None = None,
-        on_error: str = "warn",
+        dtype: Literal["float32", "float64"] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "",
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
@@ -159,7 +159,8 @@ class Monitor(Callback):
         """Check what can be checked before training, and join the other monitors."""
         if stage != "fit":
             return
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
         check_setup(
             type(self).__name__,
             trainer,

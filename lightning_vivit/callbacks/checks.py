@@ -64,7 +64,8 @@ def check_setup(
         )
     if found:
         raise OptionError(f"{name} cannot watch this run. " + " ".join(found))
-    if first and not trainer.loggers and not trainer.fast_dev_run:
+    quick = bool(getattr(trainer, "fast_dev_run", False))  # has no loggers on purpose
+    if first and not trainer.loggers and not quick:
         rank_zero_warn(
             f"{name} has no logger to write to (Trainer(logger=False)): its values are only in "
             "trainer.callback_metrics. Use logger=True to see them in TensorBoard.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -45,7 +45,11 @@ class NTKMonitor(Monitor):
     section = "ntk"
 
     def __init__(
-        self, k: int = 10, mode: str = "full", data: str = "train", **options: Any
+        self,
+        k: int = 10,
+        mode: Literal["full", "trace"] = "full",
+        data: Literal["batch", "train", "val"] = "train",
+        **options: Any,
     ) -> None:
         if data == "train" and options.get("probe") is not None:
             data = "batch"  # a given probe replaces the default

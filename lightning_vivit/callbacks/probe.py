@@ -273,5 +273,3 @@ def _is_plain(value: Any) -> bool:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-

@@ -121,7 +121,7 @@ class RecordingLogger(Logger):
     def values(self, key: str) -> dict[int, float]:
         return {step: row[key] for step, row in self.rows if key in row}
 
-    def keys(self) -> set[str]:
+    def seen(self) -> set[str]:
         return {key for _, row in self.rows for key in row}
 
 

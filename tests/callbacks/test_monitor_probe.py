@@ -152,9 +152,7 @@ def test_iterable_train_data_keeps_the_first_batch(
 
 
 @pytest.mark.parametrize("sanity_steps", [0, 1])
-def test_iterable_validation_data_keeps_the_first_batch(
-    tmp_path: Path, sanity_steps: int
-) -> None:
+def test_iterable_validation_data_keeps_the_first_batch(tmp_path: Path, sanity_steps: int) -> None:
     fetcher = Fetcher(BatchSource("val"))
     run = trainer(tmp_path, fetcher, max_epochs=2, num_sanity_val_steps=sanity_steps)
     run.fit(Classifier(), loader(), loader(Stream()))

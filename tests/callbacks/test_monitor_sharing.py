@@ -51,7 +51,7 @@ def test_three_monitors_one_evaluation(
 ) -> None:
     log = fit(tmp_path, *three(data=data))
     assert len(calls) == 2  # steps 0 and 3
-    assert {key.split("/")[0] for key in log.keys()} >= {"ggn", "directions", "ntk"}  # noqa: SIM118
+    assert {key.split("/")[0] for key in log.seen()} >= {"ggn", "directions", "ntk"}
 
 
 def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
@@ -125,9 +125,7 @@ def test_the_evaluation_is_freed_before_the_step(tmp_path: Path) -> None:
     assert kept == [0] * 6
 
 
-def test_steps_that_are_not_due_do_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_that_are_not_due_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     original = Monitor._look
     monkeypatch.setattr(

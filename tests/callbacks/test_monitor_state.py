@@ -34,7 +34,9 @@ def monitors(data: str) -> list[Monitor]:
     return [kind(**options) for kind in kinds]
 
 
-def fit(root: Path, data: str, epochs: int, ckpt_path: Path | None = None, train: Any = None) -> Any:
+def fit(
+    root: Path, data: str, epochs: int, ckpt_path: Path | None = None, train: Any = None
+) -> Any:
     pl.seed_everything(1)
     log = RecordingLogger()
     saver = ModelCheckpoint(root, filename=f"{{epoch}}-of-{epochs}", save_top_k=-1)
@@ -50,7 +52,7 @@ def test_a_resumed_run_logs_what_an_unbroken_one_does(tmp_path: Path, data: str)
     whole, _ = fit(tmp_path / "whole", data, epochs=4)
     fit(tmp_path / "first", data, epochs=2)
     resumed, _ = fit(tmp_path, data, epochs=4, ckpt_path=tmp_path / "first/epoch=1-of-2.ckpt")
-    for key in sorted(whole.keys()):
+    for key in sorted(whole.seen()):
         if "/" in key:
             expected = {step: v for step, v in whole.values(key).items() if step >= 12}
             assert resumed.values(key) == pytest.approx(expected, abs=1e-6), key
@@ -85,7 +87,7 @@ def test_last_values_are_back_before_the_next_due_step(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "moved.ckpt")
     run.fit(Classifier(), loader(), ckpt_path=tmp_path / "moved.ckpt", weights_only=True)
     assert {"ggn/eigenvalue_1", "directions/gradient_share", "ntk/trace"} <= seen[0]
-    assert log.keys().isdisjoint({"ggn/trace"})
+    assert log.seen().isdisjoint({"ggn/trace"})
 
 
 def test_state_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_instances_with_other_options_keep_their_states_apart(tmp_path: Path) ->
     run.save_checkpoint(tmp_path / "both.ckpt")
     states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
     assert set(states[small.state_key]["values"]) == {
-        key for key in log.keys() if key.startswith("small/")  # noqa: SIM118
+        key for key in log.seen() if key.startswith("small/")
     }
 
 

@@ -43,7 +43,10 @@ class Snapshots(pl.Callback):
 
 
 def fit(
-    tmp_path: Path, *callbacks: pl.Callback, module: pl.LightningModule | None = None, **options: Any
+    tmp_path: Path,
+    *callbacks: pl.Callback,
+    module: pl.LightningModule | None = None,
+    **options: Any,
 ) -> RecordingLogger:
     log = RecordingLogger()
     pl.seed_everything(0)
@@ -130,7 +133,7 @@ def test_drift_is_that_of_the_probe(tmp_path: Path) -> None:
 
 def test_no_drift_between_different_batches(tmp_path: Path) -> None:
     log = fit(tmp_path, strict(NTKMonitor))
-    assert not {key for key in log.keys() if "distance" in key}  # noqa: SIM118
+    assert not {key for key in log.seen() if "distance" in key}
 
 
 def test_monitors_see_the_module_in_eval_mode(tmp_path: Path) -> None:
@@ -167,7 +170,9 @@ def test_groups_are_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_of_the_linear_algebra(tmp_path: Path, dtype: str) -> None:
-    log = fit(tmp_path, strict(GGNSpectrumMonitor, dtype=dtype), strict(GGNSpectrumMonitor, prefix="_"))
+    log = fit(
+        tmp_path, strict(GGNSpectrumMonitor, dtype=dtype), strict(GGNSpectrumMonitor, prefix="_")
+    )
     for step, value in log.values("ggn/eigenvalue_1").items():
         assert value == pytest.approx(log.values("_ggn/eigenvalue_1")[step], rel=1e-4)
 
@@ -176,11 +181,11 @@ def test_monte_carlo_estimates_the_trace(tmp_path: Path) -> None:
     log = fit(
         tmp_path,
         strict(GGNSpectrumMonitor),
-        strict(GGNSpectrumMonitor, mc_samples=300, prefix="mc/"),
-        strict(DirectionalDerivativesMonitor, mc_samples=300),
+        strict(GGNSpectrumMonitor, mc_samples=60, prefix="mc/"),
+        strict(DirectionalDerivativesMonitor, mc_samples=60),
     )
     for step, value in log.values("ggn/trace").items():
-        assert log.values("mc/ggn/trace")[step] == pytest.approx(value, rel=0.2)
+        assert log.values("mc/ggn/trace")[step] == pytest.approx(value, rel=0.3)
     assert list(log.values("directions/gradient_share")) == [0, 2, 4]
 
 
@@ -201,10 +206,10 @@ def test_limit_of_the_learning_rate_is_where_a_quadratic_diverges(
     rate, momentum = heavy_ball({"lr": 1.0, **options})
     critical = float(stability_limit(momentum)) / (sharpness * rate)
     sizes = []
-    for factor in (0.99, 1.01):
+    for factor in (0.97, 1.03):
         point = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
         steps = optimizer([point], lr=factor * critical, **options)
-        for _ in range(3000):
+        for _ in range(1000):
             steps.zero_grad()
             (0.5 * sharpness * point.square()).sum().backward()
             steps.step()
@@ -228,8 +233,10 @@ def test_sharpest_learning_rate_of_the_groups_parameters_counts(tmp_path: Path) 
 
 def test_undetermined_directions_are_left_out(tmp_path: Path) -> None:
     """Cross-entropy of 3 classes has a Hessian of rank 2: 16 of 24 eigenvalues are positive."""
-    log = fit(tmp_path, strict(DirectionalDerivativesMonitor, k=24), strict(GGNSpectrumMonitor, k=24))
-    assert "directions/gamma_mean_10" in log.keys()  # noqa: SIM118
-    assert "directions/gamma_mean_17" not in log.keys()  # noqa: SIM118
-    assert "ggn/eigenvalue_24" in log.keys()  # noqa: SIM118
+    log = fit(
+        tmp_path, strict(DirectionalDerivativesMonitor, k=24), strict(GGNSpectrumMonitor, k=24)
+    )
+    assert "directions/gamma_mean_10" in log.seen()
+    assert "directions/gamma_mean_17" not in log.seen()
+    assert "ggn/eigenvalue_24" in log.seen()
     assert 0 <= log.values("ggn/subspace_overlap")[2] <= 1
