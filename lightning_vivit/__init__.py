@@ -1,5 +1,10 @@
 """Curvature and tangent kernels of PyTorch Lightning modules, seen while they train."""
 
+from lightning_vivit.callbacks import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    NTKMonitor,
+)
 from lightning_vivit.directions import Directions
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
 from lightning_vivit.evaluation import Evaluation, evaluate
@@ -14,9 +19,12 @@ from lightning_vivit.problem import Problem
 from lightning_vivit.rules import register_rule, unregister_rule
 
 __all__ = [
+    "DirectionalDerivativesMonitor",
     "Directions",
     "Evaluation",
+    "GGNSpectrumMonitor",
     "InteractionError",
+    "NTKMonitor",
     "OptionError",
     "Problem",
     "ProblemError",

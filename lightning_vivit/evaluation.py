@@ -22,7 +22,7 @@ from lightning_vivit.gram import group_kernel, weigh_kernel
 from lightning_vivit.groups import ParamGroups, resolve_groups
 from lightning_vivit.losses import SampleLayout, SampleLoss, make_loss
 from lightning_vivit.problem import Problem, Recording
-from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues
+from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
 
 COLUMNS = ("exact", "mc")
 
@@ -44,6 +44,7 @@ class Evaluation:
         num_samples: N.
         outputs: [N, D], detached.
         targets: The loss call's target as given; None without a loss.
+        ignore_index: Class index that the loss ignores.
         loss: Value of the loss as the user reduces it; None without a loss.
         scale: The loss is ``scale * sum_n l_n``; None without a loss.
         unused: Trainable parameters that do not influence the outputs.
@@ -71,7 +72,27 @@ class Evaluation:
         self.targets = None if recording.loss is None else recording.loss.target
         self.loss = recording.value
         self.scale = None if loss is None else loss.scale
+        self.ignore_index = -100
+        if recording.loss is not None:
+            self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
         self.unused = list(unused)
+
+    @property
+    def num_directions(self) -> int:
+        """N*M, the largest number of directions that can be asked for."""
+        return 0 if self._root is None else self.num_samples * self._root.shape[2]
+
+    def sample_targets(self) -> Tensor | None:
+        """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
+        targets = self.targets
+        if not isinstance(targets, Tensor) or targets.ndim == 0:
+            return None
+        return targets if targets.shape[0] == self.num_samples else self._layout.split(targets)
+
+    def rank(self, group: str = "all") -> int:
+        """Number of eigenvalues of the GGN above rounding."""
+        values = self.eigenvalues(group)
+        return int((values > numerical_floor(values, self._live_outputs.dtype)).sum())
 
     def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
         """Empirical neural tangent kernel of the batch.

@@ -174,6 +174,11 @@ class Problem:
                     outputs = loss.outputs
             recorder.forget()
             outputs = _check_outputs(outputs)
+            if value is not None and not bool(torch.isfinite(value).all()):
+                raise ProblemError(
+                    "The loss on this batch is not finite, so its curvature is undefined. Look "
+                    "for divergence (a smaller learning rate), or for NaN in the data."
+                )
             yield Recording(recorder.tape, outputs, count, loss, value, self.model)
 
     def _explicit_loss(

@@ -149,7 +149,9 @@ def _copy(module: LightningModule) -> LightningModule:
         if isinstance(value, (LightningDataModule, Dataset, DataLoader))
     ]
     memo.update((id(value), value) for value in shared if value is not None)
-    return copy.deepcopy(module, memo)
+    copied = copy.deepcopy(module, memo)
+    copied._trainer = module._trainer  # LightningModule leaves it out of copies
+    return copied
 
 
 def _mute(module: LightningModule) -> None:

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_vivit.callbacks.checks import check_setup
-from lightning_vivit.callbacks.isolation import isolated_rng
 from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
-from lightning_vivit.errors import OptionError, ProblemError, ViViTError
+from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.loggers import Report, publish, set_callback_metrics, x_axis_step
+from lightning_vivit.rng import isolated_rng
 
 # Scalars and histograms of one parameter group, by the last part of their keys.
 Findings: TypeAlias = "tuple[Mapping[str, float | Tensor], Mapping[str, Tensor]]"
@@ -49,7 +49,8 @@ class Monitor(Callback):
             drawn from that loader's data set.
         seed: Chooses the samples of the probe batch, and seeds Monte Carlo draws.
         max_samples: Upper limit of samples; tensors of the batch whose first dimension is the
-            batch size are sliced. For a probe drawn from a loader, its size.
+            batch size are sliced. For a probe drawn from a loader, its size. None for no limit:
+            the kernel has (samples times outputs) squared entries.
         param_groups: "all" (one block), "layer", "parameter", or lists of parameter names. With
             several groups the name of the group goes after the first part of each key.
         dtype: Of the small linear algebra, "float32" or "float64" (the default).
@@ -77,7 +78,7 @@ class Monitor(Callback):
         steps_per_decade: int | None = None,
         data: Literal["batch", "train", "val"] = "batch",
         seed: int = 0,
-        max_samples: int | None = None,
+        max_samples: int | None = 64,
         param_groups: str | list[list[str]] | dict[str, list[str]] = "all",
         dtype: Literal["float32", "float64"] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -249,11 +250,6 @@ class Monitor(Callback):
         return Request(self.source, self.param_groups, self.mc_samples, dtype, self.problem)
 
     def _report(self, evaluation: Evaluation) -> Report:
-        if evaluation.loss is not None and not bool(evaluation.loss.isfinite().all()):
-            raise ProblemError(
-                "The loss on the batch is not finite, so its curvature is undefined. Look for "
-                "divergence, or for NaN in the data."
-            )
         report = Report(self._step)
         for group in evaluation.groups:
             scalars, histograms = self.measure(evaluation, group)

@@ -59,10 +59,10 @@ class DirectionalDerivativesMonitor(Monitor):
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
         """Statistics of the determined directions of one group."""
-        found = evaluation.directions(group)
-        k = self.limit_k(found.eigenvalues.numel())
+        k = self.limit_k(evaluation.num_directions)
+        found = evaluation.directions(group, k)
         determined = ~found.gammas[0].isnan()
-        leading = torch.arange(determined.numel() - 1, -1, -1, device=determined.device)[:k]
+        leading = torch.arange(k - 1, -1, -1, device=determined.device)
         leading = leading[determined[leading]]  # largest eigenvalue first
         if leading.numel() == 0:
             raise ProblemError(
@@ -71,7 +71,12 @@ class DirectionalDerivativesMonitor(Monitor):
             )
         gammas, lambdas = found.gammas[:, leading], found.lambdas[:, leading]
         values = DirectionStatistics()(
-            gammas, lambdas, found.scale, evaluation.gradient_norm_squared(group), self.damping
+            gammas,
+            lambdas,
+            found.scale,
+            evaluation.gradient_norm_squared(group),
+            self.damping,
+            gradient_scale=found.gradient_scale,
         )
         scalars: dict[str, float | Tensor] = {"gradient_share": values.pop("gradient_share")}
         for name, each in values.items():

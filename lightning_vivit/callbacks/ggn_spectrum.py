@@ -73,14 +73,12 @@ class GGNSpectrumMonitor(Monitor):
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
         """Spectrum, sharpness and overlap of one group."""
         subspace: dict[str, float | Tensor] = {}
-        if self.overlap:
-            directions = evaluation.directions(group)
-            k = self.limit_k(directions.eigenvalues.numel())
-            determined = int((~directions.gammas[0].isnan()).sum())
-            if determined > 0:
-                subspace = self._compare(evaluation, group, min(k, determined))
         eigenvalues = evaluation.eigenvalues(group)
-        top = eigenvalues.flip(0)[: self.limit_k(eigenvalues.numel())]
+        k = self.limit_k(eigenvalues.numel())
+        determined = evaluation.rank(group)
+        if self.overlap and determined > 0:
+            subspace = self._compare(evaluation, group, min(k, determined))
+        top = eigenvalues.flip(0)[:k]
         rate = self._rates.get(group)
         learning_rate, momentum = (None, 0.0) if rate is None else rate
         found = SpectrumStatistics()(eigenvalues, learning_rate, momentum)

@@ -1,10 +1,9 @@
-"""Leave no trace in the run: random states and modes put back, data sets read through a copy."""
+"""Leave no trace in the run: modes and buffers put back, data sets read through a copy."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import random
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,29 +24,6 @@ SHARED = (
     types.BuiltinFunctionType,
     types.ModuleType,
 )
-
-
-@contextmanager
-def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Put back the global random states of torch (every device), numpy and Python, also on errors.
-
-    Args:
-        seed: If given, the states to start from inside.
-    """
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
 
 
 @contextmanager

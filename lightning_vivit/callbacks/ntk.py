@@ -71,7 +71,8 @@ class NTKMonitor(Monitor):
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)
         k = self.limit_k(size)
-        found = KernelStatistics(k=size)(kernel, sample_targets(evaluation))
+        metric = KernelStatistics(k=size, ignore_index=evaluation.ignore_index)
+        found = metric(kernel, evaluation.sample_targets())
         eigenvalues = found["top_eigenvalues"]  # all of them
         scalars: dict[str, float | Tensor] = {"trace": found["trace"]}
         scalars |= {f"eigenvalue_{i}": value for i, value in enumerate(eigenvalues.flip(0)[:k], 1)}
@@ -103,13 +104,3 @@ class NTKMonitor(Monitor):
         for group, tensors in references.items():
             metric = self._drifts[group] = KernelDrift()
             metric.first, metric.previous = tensors["first"], tensors["previous"]
-
-
-def sample_targets(evaluation: Evaluation) -> Tensor | None:
-    """The targets, [N, ...]; None if the loss has no target tensor."""
-    targets = evaluation.targets
-    if not isinstance(targets, Tensor) or targets.ndim == 0:
-        return None
-    if targets.shape[0] == evaluation.num_samples:
-        return targets
-    return evaluation._layout.split(targets)  # one row per position of a sample

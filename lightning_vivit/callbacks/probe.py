@@ -20,7 +20,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_vivit.callbacks.isolation import isolated_rng, private_copy
+from lightning_vivit.callbacks.isolation import private_copy
+from lightning_vivit.rng import isolated_rng
 from lightning_vivit.errors import OptionError, ProblemError
 
 SOURCES = ("batch", "train", "val")

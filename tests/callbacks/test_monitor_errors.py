@@ -61,7 +61,7 @@ class BatchNormByHand(Classifier):
 
 
 WRONG: dict[str, tuple[type[Classifier], Any, dict[str, Any], str]] = {
-    "k too large": (Classifier, None, {"k": 25}, r"k=25.* 24"),
+    "k too large": (Classifier, None, {"k": 25, "max_samples": 8}, r"k=25.* 24"),
     "empty batch": (Classifier, None, {"probe": [torch.ones(0, 6), torch.ones(0)]}, "empty"),
     "NaN loss": (NaNLoss, None, {}, "not finite"),
     "unknown loss": (UnknownLoss, None, {}, r"smooth_l1_loss.*Known losses: .*problem="),

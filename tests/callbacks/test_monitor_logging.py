@@ -78,7 +78,7 @@ def steps_of(log: RecordingLogger, key: str) -> list[int]:
 
 
 def test_every_key_and_histogram_is_in_the_event_files(tmp_path: Path) -> None:
-    fit = trainer(tmp_path, *monitors(every_n_steps=2), logger=tensorboard(tmp_path))
+    fit = trainer(tmp_path, *monitors(every_n_steps=2, max_samples=8), logger=tensorboard(tmp_path))
     fit.fit(Classifier(), loader())
     found = events(tmp_path)
     tags = found.Tags()
