@@ -1,0 +1,185 @@
+"""Cross-entropy from logits, with class indices or class probabilities; also nll_loss.
+
+With p = softmax(logits), class weights t of a position (smoothing, class weights, ignored positions
+included) and w = sum_c t_c, a term -sum_c t_c log p_c has the gradient w p - t and the Hessian
+w (diag(p) - p p^T), whatever t is. All expressions avoid the difference 1 - p_c, which loses every
+digit where the softmax is saturated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.errors import ProblemError
+from lightning_vivit.losses.base import (
+    SampleLoss,
+    check_finite,
+    check_mc_samples,
+    compute_dtype,
+    random_device,
+    read_options,
+    read_outputs,
+    read_target,
+    read_weight,
+)
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.layout import SampleLayout
+from lightning_vivit.losses.scaling import (
+    average_draws,
+    class_index_weights,
+    class_probability_weights,
+    scale_terms,
+)
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class CrossEntropy(SampleLoss):
+    """`F.cross_entropy` and `F.nll_loss` on outputs [N*T, C] or [N*T, C, d1, ...]."""
+
+    def __init__(self, call: LossCall, layout: SampleLayout) -> None:
+        """Read the call.
+
+        Args:
+            call: A call of `cross_entropy` or `nll_loss`.
+            layout: Which rows of the outputs belong to which sample.
+        """
+        outputs, target = read_outputs(call, layout), read_target(call)
+        if outputs.ndim < 2:
+            raise ProblemError(
+                f"{call.name} got outputs of shape {tuple(outputs.shape)}: one sample without a "
+                "batch axis. Supported are [N, C] and [N, C, d1, ...]; add the batch axis."
+            )
+        defaults: dict[str, Any] = {"reduction": "mean", "weight": None, "ignore_index": -100}
+        is_nll = call.name == "nll_loss"
+        defaults |= {"traced": False} if is_nll else {"label_smoothing": 0.0}
+        options = {"label_smoothing": 0.0, **read_options(call, defaults)}
+        if not 0.0 <= options["label_smoothing"] <= 1.0:
+            raise ProblemError(
+                f"{call.name} got label_smoothing {options['label_smoothing']}; it must lie "
+                "between 0 and 1."
+            )
+        dtype, num_classes = compute_dtype(outputs), outputs.shape[1]
+        options["weight"] = read_weight(call, "weight", options["weight"], dtype)
+        if options["weight"] is not None and options["weight"].shape != (num_classes,):
+            raise ProblemError(
+                f"{call.name} got a weight of shape {tuple(options['weight'].shape)} for "
+                f"{num_classes} classes; it must be [{num_classes}]."
+            )
+        logits = outputs.to(dtype).movedim(1, -1)  # [N*T, d1, ..., C]
+        positions = logits.shape[:-1]
+        if target.shape == positions and target.dtype in _INTEGERS:
+            weights, normalizer = class_index_weights(
+                call, target.long(), num_classes, options, dtype
+            )
+        elif target.shape == outputs.shape and target.is_floating_point() and not is_nll:
+            if options["ignore_index"] >= 0:
+                raise ProblemError(
+                    f"{call.name} got ignore_index {options['ignore_index']} together with class "
+                    "probabilities; torch supports it for class indices only."
+                )
+            weights, normalizer = class_probability_weights(
+                call, target.movedim(1, -1), options, dtype
+            )
+        else:
+            raise ProblemError(
+                f"{call.name} got a target of shape {tuple(target.shape)} and dtype "
+                f"{target.dtype} for outputs of shape {tuple(outputs.shape)}. Supported are "
+                f"integer class indices of shape {tuple(positions)}"
+                + ("." if is_nll else " and class probabilities of the shape of the outputs.")
+            )
+        if is_nll and not options["traced"]:
+            _check_log_probabilities(logits, weights, outputs.dtype)
+        scaling = scale_terms(
+            call, layout.num_samples, positions, normalizer, options["reduction"], dtype
+        )
+        coefficient = scaling.coefficient
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.unsqueeze(-1)
+        self.scale = scaling.scale
+        self._layout, self._dtype = layout, outputs.dtype
+        rows = outputs.shape[0]
+        self._targets = (weights * coefficient).reshape(rows, -1, num_classes)  # t, [N*T, L, C]
+        self._logits = logits.reshape(rows, -1, num_classes)  # [N*T, L, C]
+        self._total = self._targets.sum(-1, keepdim=True)  # w, [N*T, L, 1]
+        self._probabilities, self._complements = _softmax(self._logits)  # p and 1 - p
+        check_finite(call, self._terms(), self._position_gradients())
+
+    def _terms(self) -> Tensor:
+        """Weighted terms of the positions, [N*T, L]."""
+        logs = self._logits.log_softmax(-1)
+        # A class of weight zero may have probability zero: its logarithm does not count.
+        return -torch.where(self._targets == 0, 0.0, self._targets * logs).sum(-1)
+
+    def _position_gradients(self) -> Tensor:
+        """w p - t of every position as p_c (w - t_c) - t_c (1 - p_c), [N*T, L, C]."""
+        others = self._total - self._targets
+        return self._probabilities * others - self._targets * self._complements
+
+    def value(self) -> Tensor:
+        """Losses l_n, [N]."""
+        return self._layout.flatten(self._terms()).sum(1)
+
+    def gradient(self) -> Tensor:
+        """Gradients r_n, [N, D]."""
+        return self._flatten(self._position_gradients().unsqueeze(-1)).squeeze(-1)
+
+    def hessian_root(self) -> Tensor:
+        """Roots S_n, [N, D, D]: block diagonal, one block per position.
+
+        The block is sqrt(w) (diag(sqrt p) - p sqrt(p)^T), whose column d is
+        sqrt(w p_d) (e_d - p).
+        """
+        root_p = self._probabilities.sqrt()
+        blocks = -self._probabilities.unsqueeze(-1) * root_p.unsqueeze(-2)  # [N*T, L, C, C]
+        blocks.diagonal(dim1=-2, dim2=-1).copy_(self._complements * root_p)
+        blocks = blocks * self._total.sqrt().unsqueeze(-1)
+        blocks = self._layout.split(blocks)  # [N, T, L, C, C]
+        n, t, length, c, _ = blocks.shape
+        root = blocks.new_zeros(n, t, c, length, t, c, length)
+        same_position = root.diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4)  # [N, C, C, T, L]
+        same_position.copy_(blocks.permute(0, 3, 4, 1, 2))
+        return root.reshape(n, t * c * length, t * c * length).to(self._dtype)
+
+    def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Columns sqrt(w) (p - onehot(y)) / sqrt(M) with y drawn from p at each position."""
+        check_mc_samples(mc_samples)
+        p = self._probabilities
+        # One draw from each of M copies: unlike M draws at once, it has a deterministic kernel.
+        copies = p.reshape(-1, 1, p.shape[-1]).expand(-1, mc_samples, -1)
+        copies = copies.reshape(-1, p.shape[-1]).to(random_device(generator, p))
+        draws = torch.multinomial(copies, 1, replacement=True, generator=generator)
+        labels = draws.to(p.device).reshape(*p.shape[:-1], 1, mc_samples)
+        columns = p.unsqueeze(-1).repeat(1, 1, 1, mc_samples)  # [N*T, L, C, M]
+        columns.scatter_(2, labels, -self._complements.gather(-1, labels.squeeze(2)).unsqueeze(2))
+        return self._flatten(average_draws(columns * self._total.sqrt().unsqueeze(-1)))
+
+    def _flatten(self, columns: Tensor) -> Tensor:
+        """[N*T, L, C, M] to [N, D, M] in the order of the outputs, where classes come first."""
+        ordered = self._layout.split(columns.transpose(1, 2))  # [N, T, C, L, M]
+        return ordered.reshape(self._layout.num_samples, -1, columns.shape[-1]).to(self._dtype)
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities p and their complements 1 - p, both with full relative accuracy."""
+    p = logits.softmax(-1)
+    top = p.argmax(-1, keepdim=True)
+    rest = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return p, (1.0 - p).scatter(-1, top, rest)
+
+
+def _check_log_probabilities(logits: Tensor, weights: Tensor, dtype: torch.dtype) -> None:
+    """Refuse nll_loss of values that are not log-probabilities: it is then not cross-entropy."""
+    counted = weights.sum(-1) > 0
+    sums = logits.logsumexp(-1)[counted]
+    if bool(sums.abs().gt(torch.finfo(dtype).eps ** 0.5).any()):
+        worst = float(sums[sums.abs().argmax()])
+        raise ProblemError(
+            "nll_loss got inputs that are not log-probabilities: the logarithm of the sum of "
+            f"their exponentials is {worst:.3g} instead of 0, so nll_loss is not cross-entropy "
+            "here. Apply F.log_softmax over the class axis (axis 1) before nll_loss, or use "
+            "F.cross_entropy."
+        )

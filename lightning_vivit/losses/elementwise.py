@@ -1,0 +1,63 @@
+"""Losses that are sums of terms of one output entry each: the Hessian is diagonal."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.losses.base import SampleLoss, check_finite, check_mc_samples
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.layout import SampleLayout
+from lightning_vivit.losses.scaling import average_draws
+
+
+class ElementwiseLoss(SampleLoss):
+    """Per-sample quantities from scaled terms and their derivatives."""
+
+    def __init__(
+        self,
+        call: LossCall,
+        layout: SampleLayout,
+        scale: float,
+        terms: Tensor,
+        slopes: Tensor,
+        curvatures: Tensor,
+    ) -> None:
+        """Keep the terms.
+
+        Args:
+            call: The call of the loss.
+            layout: Which rows of the outputs belong to which sample.
+            scale: Factor outside the sum over samples.
+            terms: Scaled terms, of the shape of the outputs.
+            slopes: Their first derivatives, of the same shape.
+            curvatures: Their second derivatives, of the same shape, zero or positive.
+        """
+        check_finite(call, terms, slopes)
+        self.scale = scale
+        self._layout, self._dtype = layout, call.outputs.dtype
+        self._terms, self._slopes, self._curvatures = terms, slopes, curvatures
+
+    def value(self) -> Tensor:
+        """Losses l_n, [N]."""
+        return self._layout.flatten(self._terms).sum(1)
+
+    def gradient(self) -> Tensor:
+        """Gradients r_n, [N, D]."""
+        return self._layout.flatten(self._slopes).to(self._dtype)
+
+    def hessian_root(self) -> Tensor:
+        """Roots S_n, [N, D, D], diagonal."""
+        return self._layout.flatten(self._curvatures).sqrt().diag_embed().to(self._dtype)
+
+    def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Columns of independent entries with mean zero and the curvatures as variances."""
+        check_mc_samples(mc_samples)
+        columns = self._layout.split(average_draws(self._draw(mc_samples, generator)))
+        return columns.reshape(self._layout.num_samples, -1, mc_samples).to(self._dtype)
+
+    @abstractmethod
+    def _draw(self, mc_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Independent draws for each entry of the outputs, [N*T, ..., M]."""
