@@ -66,6 +66,7 @@ class Evaluation:
         self._root = root
         self._blocks = blocks
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
+        self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
         self.groups = {name: block.names for name, block in blocks.items()}
         self.num_samples = layout.num_samples
         self.outputs = layout.flatten(recording.outputs.detach())
@@ -132,8 +133,13 @@ class Evaluation:
         Returns:
             [N*M] ascending.
         """
-        kept = self._pairs.get((group, _key(samples)))
-        return kept[0] if kept is not None else gram_eigenvalues(self._gram(group, samples))
+        key = (group, _key(samples))
+        if key not in self._values:
+            kept = self._pairs.get(key)
+            whole = kept is not None and kept[0].numel() == kept[1].shape[0]
+            gram = None if whole else self._gram(group, samples)
+            self._values[key] = gram_eigenvalues(gram) if gram is not None else kept[0]
+        return self._values[key]
 
     def directions(
         self,
@@ -283,17 +289,12 @@ class Evaluation:
         self, group: str, k: int | None, samples: Sequence[int] | None
     ) -> tuple[Tensor, Tensor]:
         key = (group, _key(samples))
-        if key not in self._pairs:
-            gram = self._gram(group, samples)
-            if k is not None and not 1 <= k <= gram.shape[0]:
-                gram_eigenpairs(gram, k)  # says what is supported
-            self._pairs[key] = gram_eigenpairs(gram)
-        values, vectors = self._pairs[key]
-        if k is None:
-            return values, vectors
-        if not 1 <= k <= values.numel():
-            gram_eigenpairs(self._gram(group, samples), k)
-        return values[-k:], vectors[:, -k:]
+        kept = self._pairs.get(key)
+        if kept is None or k is None or not 1 <= k <= kept[0].numel():
+            kept = gram_eigenpairs(self._gram(group, samples), k)
+            self._pairs[key] = kept
+        values, vectors = kept
+        return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
 
     def _output_coefficients(
         self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
+
+_LANCZOS_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 
 
 def gram_eigenvalues(gram: Tensor) -> Tensor:
@@ -43,9 +47,27 @@ def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]
             f"Got k={k} directions, but the GGN of this batch has rank at most {size} (samples "
             f"times columns). Choose 1 <= k <= {size}, or more samples."
         )
-    values, vectors = torch.linalg.eigh(_finite(gram))
+    _finite(gram)
+    if k is not None and gram.device.type == "cpu" and size >= _LANCZOS_SIZE and 8 * k <= size:
+        try:
+            return _lanczos(gram, k)
+        except ArpackError:  # no convergence: nearly equal eigenvalues
+            pass
+    values, vectors = torch.linalg.eigh(gram)
     first = 0 if k is None else size - k
     return values[first:], vectors[:, first:]
+
+
+def _lanczos(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenpairs of a large matrix in memory, to rounding, by ARPACK (scipy)."""
+    matrix = gram.double().numpy()
+    start = np.random.default_rng(0).standard_normal(matrix.shape[0])
+    values, vectors = eigsh(matrix, k=k, which="LA", v0=start, tol=0.0)
+    order = np.argsort(values)
+    return (
+        torch.from_numpy(values[order]).to(gram),
+        torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(gram),
+    )
 
 
 def numerical_floor(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,8 +25,9 @@ def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
 
     Best at one position (a Linear layer on vectors): nothing of the weight's size is formed.
     """
-    n, d, groups, a, length = first.columns.shape
-    m, b = second.columns.shape[0], first.inputs.shape[2]
+    n, c, groups, a, length = first.columns.shape
+    m, d = second.columns.shape[:2]
+    b = first.inputs.shape[2]
     total: Tensor | None = None
     for group in range(groups):
         left = first.inputs[:, group].transpose(1, 2).reshape(n * length, b)
@@ -34,17 +35,17 @@ def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
         inputs = left @ right.T  # [N*L, M*L]
         if first.offset:
             inputs += first.offset
-        side = first.columns[:, :, group].permute(0, 3, 1, 2)  # [N, L, D, A]
+        side = first.columns[:, :, group].permute(0, 3, 1, 2)  # [N, L, C, A]
         other = second.columns[:, :, group].permute(0, 3, 1, 2)
         if mode == "full":
-            flat = side.reshape(n * length * d, a)
+            flat = side.reshape(n * length * c, a)
             if first is second:
                 columns = symmetric_product(flat)
             else:
                 columns = flat @ other.reshape(m * length * d, a).T
-            columns = columns.reshape(n, length, d, m, length, d)
+            columns = columns.reshape(n, length, c, m, length, d)
             columns.mul_(inputs.reshape(n, length, 1, m, length, 1))
-            part = columns.reshape(n, d, m, d) if length == 1 else columns.sum((1, 4))
+            part = columns.reshape(n, c, m, d) if length == 1 else columns.sum((1, 4))
         elif mode == "trace":
             columns = side.reshape(n * length, d * a) @ other.reshape(m * length, d * a).T
             part = columns.mul_(inputs).reshape(n, length, m, length).sum((1, 3))
@@ -63,10 +64,11 @@ def by_rows(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
 
     Best for many positions and small weights (early convolutions).
     """
-    n, d, groups, a, _ = first.columns.shape
-    m, b = second.columns.shape[0], first.inputs.shape[2]
-    step = max(1, min(a, _CHUNK_ENTRIES // max(1, n * d * b)))
-    workspace = first.columns.new_empty(n * d * step * b)
+    n, c, groups, a, _ = first.columns.shape
+    m, d = second.columns.shape[:2]
+    b = first.inputs.shape[2]
+    step = max(1, min(a, _CHUNK_ENTRIES // max(1, n * c * b)))
+    workspace = first.columns.new_empty(n * c * step * b)
     spare = workspace if first is second else first.columns.new_empty(m * d * step * b)
     total: Tensor | None = None
     for group in range(groups):
@@ -88,12 +90,12 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
 
     Best for large weights at few positions (late convolutions).
     """
-    n, d, groups, a, length = first.columns.shape
-    m = second.columns.shape[0]
+    n, c, groups, a, length = first.columns.shape
+    m, d = second.columns.shape[:2]
     symmetric = first is second
-    side = first.columns.movedim(2, 1).reshape(n, groups, d * a, length)
+    side = first.columns.movedim(2, 1).reshape(n, groups, c * a, length)
     inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
-    shape = {"full": (n, d, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
+    shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
     for index in range(m):
         start = index if symmetric else 0
@@ -102,7 +104,7 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
         if first.offset:
             kernel += first.offset
         partial = torch.bmm(side[start:].flatten(0, 1), kernel.flatten(0, 1))
-        partial = partial.reshape(count, groups, d, a * length)
+        partial = partial.reshape(count, groups, c, a * length)
         columns = second.columns[index].transpose(0, 1).reshape(groups, d, a * length)
         if mode == "trace":
             block = partial.reshape(count, -1) @ columns.reshape(-1)
@@ -116,13 +118,13 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
                 total[index, start:] = block
         else:
             if groups == 1:
-                block = partial.reshape(count * d, -1) @ columns[0].T
+                block = partial.reshape(count * c, -1) @ columns[0].T
             else:
-                left = partial.transpose(0, 1).reshape(groups, count * d, a * length)
+                left = partial.transpose(0, 1).reshape(groups, count * c, a * length)
                 block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
-            total[start:, :, index] = block.reshape(count, d, d)
+            total[start:, :, index] = block.reshape(count, c, d)
             if symmetric:
-                total[index, :, start:] = block.reshape(count, d, d).permute(2, 0, 1)
+                total[index, :, start:] = block.reshape(count, c, d).permute(2, 0, 1)
     return total
 
 
@@ -130,20 +132,20 @@ def multiply_rows(left: Tensor, right: Tensor, mode: str) -> Tensor:
     """Products of explicit rows.
 
     Args:
-        left: [N, D, P].
+        left: [N, C, P].
         right: [M, D, P]; the same object to use the symmetry.
-        mode: ``full``, ``trace`` or ``diagonal``.
+        mode: ``full``, ``trace`` or ``diagonal``; the last two need C = D.
 
     Returns:
-        [N, D, M, D], [N, M] or [N, M, D].
+        [N, C, M, D], [N, M] or [N, M, D].
     """
-    n, d, _ = left.shape
-    m = right.shape[0]
+    n, c, _ = left.shape
+    m, d = right.shape[:2]
     if mode == "full":
-        flat = left.reshape(n * d, -1)
+        flat = left.reshape(n * c, -1)
         if right is left:
-            return symmetric_product(flat).reshape(n, d, m, d)
-        return (flat @ right.reshape(m * d, -1).T).reshape(n, d, m, d)
+            return symmetric_product(flat).reshape(n, c, m, d)
+        return (flat @ right.reshape(m * d, -1).T).reshape(n, c, m, d)
     if mode == "trace":
         return left.reshape(n, -1) @ right.reshape(m, -1).T
     products = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))  # [D, N, M]

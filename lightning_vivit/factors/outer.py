@@ -74,17 +74,27 @@ class OuterProduct(Factor):
 
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights, [K, *shape]."""
-        side = torch.einsum("ndk,ndgal->nkgal", coefficients, self.columns)
-        out = "kgba" if self.transposed else "kgab"
-        total = torch.einsum(f"nkgal,ngbl->{out}", side, self.inputs)
-        return total.reshape(coefficients.shape[2], *self.shape)
+        n, d, groups, a, length = self.columns.shape
+        k = coefficients.shape[2]
+        side = torch.bmm(
+            coefficients.transpose(1, 2).to(self.columns.dtype), self.columns.reshape(n, d, -1)
+        ).reshape(n, k, groups, a, length)
+        parts = []
+        for group in range(groups):
+            left = side[:, :, group].permute(1, 2, 0, 3).reshape(k * a, n * length)
+            right = self.inputs[:, group].transpose(1, 2).reshape(n * length, -1)
+            parts.append((left @ right).reshape(k, a, -1))
+        total = torch.stack(parts, dim=1)  # [K, G, A, B]
+        if self.transposed:
+            total = total.transpose(2, 3)
+        return total.reshape(k, *self.shape)
 
     def joins(self, other: Factor) -> bool:
         """Whether `other` is a further use of the same weight with the same form."""
         return (
             isinstance(other, OuterProduct)
             and self.transposed == other.transposed
-            and self.columns.shape[1:4] == other.columns.shape[1:4]
+            and self.columns.shape[2:4] == other.columns.shape[2:4]
             and self.inputs.shape[1:3] == other.inputs.shape[1:3]
             and self.offset == other.offset
         )

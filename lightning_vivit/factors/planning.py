@@ -22,10 +22,11 @@ _CALL = 3.0e6  # of starting one operation
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a contraction: N x M samples, D columns, G groups, A x B weight, L positions."""
+    """Shape of a contraction: N x M samples, C x D columns, G groups, A x B weight, L positions."""
 
     n: int
     m: int
+    c: int
     d: int
     g: int
     a: int
@@ -37,9 +38,10 @@ class Size:
     @classmethod
     def of(cls, first: OuterProduct, second: OuterProduct, mode: str) -> Size:
         """Read the size off two factors."""
-        n, d, g, a, length = first.columns.shape
+        n, c, g, a, length = first.columns.shape
+        m, d = second.columns.shape[:2]
         b = first.inputs.shape[2]
-        return cls(n, second.columns.shape[0], d, g, a, b, length, first is second, mode)
+        return cls(n, m, c, d, g, a, b, length, first is second, mode)
 
 
 def predicted_costs(size: Size) -> dict[str, float]:
@@ -51,22 +53,23 @@ def predicted_costs(size: Size) -> dict[str, float]:
     Returns:
         Order -> cost.
     """
-    n, m, d, g, a, b, length = (
+    n, m, c, d, g, a, b, length = (
         size.n,
         size.m,
+        size.c,
         size.d,
         size.g,
         size.a,
         size.b,
         size.length,
     )
-    samples = n if size.symmetric else n + m
-    pairs = n * m * (d * d if size.mode == "full" else d)
+    rows_made = n * c if size.symmetric else n * c + m * d
+    pairs = n * m * (c * d if size.mode == "full" else d)
     half = 0.625 if size.symmetric and size.mode == "full" else 1.0
     triangle = 0.5 if size.symmetric else 1.0
     short = _BATCHED if length < 64 else _LARGE
     rows = (
-        samples * d * g * a * b * (length * short + _ENTRY / 4)
+        rows_made * g * a * b * (length * short + _ENTRY / 4)
         + pairs * g * a * b * half * _LARGE
         + _CALL * g
     )
@@ -80,7 +83,7 @@ def predicted_costs(size: Size) -> dict[str, float]:
         * g
         * (
             n * m * length**2 * b * _BATCHED
-            + n * m * d * a * length * (length * _BATCHED + _ENTRY / 8)
+            + n * m * c * a * length * (length * _BATCHED + _ENTRY / 8)
             + pairs * a * length * _SKINNY
         )
         + 6 * _CALL * m
