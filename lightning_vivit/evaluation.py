@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_vivit.backends.autograd import jacobian_factors, locate_samples
+from lightning_vivit.backends.autograd import locate_samples
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.columns import sampled_columns, unit_columns
 from lightning_vivit.directions import Damping, Directions, directions_from_gram
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.factors import MODES
-from lightning_vivit.gram import group_kernel, weigh_kernel
+from lightning_vivit.factors import MODES, Factor
+from lightning_vivit.gram import weigh_kernel
 from lightning_vivit.groups import ParamGroups, resolve_groups
+from lightning_vivit.kernels import Kernels, KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, SampleLoss, make_loss
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
@@ -57,6 +58,7 @@ class Evaluation:
         loss: SampleLoss | None,
         root: Tensor | None,
         blocks: dict[str, _Block],
+        kernels: Kernels,
         unused: Sequence[str],
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
@@ -65,6 +67,10 @@ class Evaluation:
         self._layout = layout
         self._root = root
         self._blocks = blocks
+        self._plan = kernels.plan
+        self._factors: dict[str, Factor] | None = None  # of unit columns, if all were kept
+        if all(block.kernel is not None for block in blocks.values()):
+            self._factors = kernels.factors
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
         self.groups = {name: block.names for name, block in blocks.items()}
@@ -204,12 +210,11 @@ class Evaluation:
             )
         coefficients = self._output_coefficients(values, vectors, samples)
         found = self._vector_jacobian(group, coefficients)
-        norm = sum(part.flatten(1).double().square().sum(1) for part in found.values())
-        assert isinstance(norm, Tensor)
-        return {
-            name: part / norm.sqrt().to(part.dtype).reshape(-1, *[1] * (part.ndim - 1))
-            for name, part in found.items()
-        }
+        norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in found.values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        for part in found.values():
+            part.div_(norm.reshape(-1, *[1] * (part.ndim - 1)))
+        return found
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:
         """Squared norm of the loss's gradient with respect to the group, scalar."""
@@ -245,6 +250,10 @@ class Evaluation:
         coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
         total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
         return {name: part[0] for name, part in self._vector_jacobian(group, total).items()}
+
+    def explain(self) -> str:
+        """What each layer cost: a table of order of contraction, time, memory and share."""
+        return self._plan.table()
 
     def _block(self, group: str) -> _Block:
         if group not in self._blocks:
@@ -313,8 +322,15 @@ class Evaluation:
         return whole
 
     def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
-        """Sums of Jacobian rows with weights [N, D, K], by K backward passes."""
+        """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
         names = self._block(group).names
+        if self._factors is not None:
+            return {
+                name: self._factors[name].weighted_sum(coefficients.to(self._live_outputs.dtype))
+                if name in self._factors
+                else self._zeros(name, coefficients.shape[2])
+                for name in names
+            }
         parameters = [self._tape.parameters[name] for name in names]
         shape = self._live_outputs.shape
         columns = torch.stack(
@@ -322,9 +338,13 @@ class Evaluation:
         ).to(self._live_outputs.dtype)
         grads = batched_grad([self._live_outputs], parameters, [columns])
         return {
-            name: parameter.new_zeros(columns.shape[0], *parameter.shape) if grad is None else grad
-            for name, parameter, grad in zip(names, parameters, grads, strict=True)
+            name: self._zeros(name, columns.shape[0]) if grad is None else grad
+            for name, grad in zip(names, grads, strict=True)
         }
+
+    def _zeros(self, name: str, count: int) -> Tensor:
+        parameter = self._tape.parameters[name]
+        return torch.zeros(count, *parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
 def evaluate(
@@ -335,6 +355,7 @@ def evaluate(
     mc_samples: int = 1,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
 ) -> Evaluation:
     """Run a problem once and keep its kernels.
 
@@ -345,6 +366,8 @@ def evaluate(
         mc_samples: Columns for each sample with ``mc``.
         generator: Random generator for ``mc``.
         dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
+        max_memory: Bytes that may be used over the model's forward pass; None for half of what
+            is free on the device.
 
     Returns:
         The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
@@ -378,23 +401,26 @@ def evaluate(
             if root is None or gradient is None:
                 raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
             cotangents = sampled_columns(outputs, layout, root, gradient)
-        factors = jacobian_factors(
-            recording.tape, outputs, axis, structure, cotangents, wanted
-        )
+        task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups)
+        kernels = compute_kernels(task, max_memory=max_memory)
         blocks = {}
         for group, names in groups.items():
-            kernel = group_kernel(factors, names)
+            kernel = kernels.blocks[group]
             if columns == "mc":
                 blocks[group] = _Block(names, None, kernel.to(small))
             elif root is None or gradient is None:
                 blocks[group] = _Block(names, kernel, None)
             else:
                 blocks[group] = _Block(names, kernel, weigh_kernel(kernel, root, gradient))
-    return Evaluation(recording, layout, loss, root, blocks, structure.unused)
+    return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused)
 
 
 def cross_kernel(
-    problem: Problem, split: int, mode: str, param_groups: ParamGroups
+    problem: Problem,
+    split: int,
+    mode: str,
+    param_groups: ParamGroups,
+    max_memory: int | None = None,
 ) -> dict[str, Tensor]:
     """NTK between the first `split` samples of a problem and the others.
 
@@ -403,6 +429,7 @@ def cross_kernel(
         split: Number of samples on the left side; equal to N for all against all.
         mode: ``full``, ``trace`` or ``diagonal``.
         param_groups: As in `evaluate`.
+        max_memory: As in `evaluate`.
 
     Returns:
         Group name -> [N1, N2, D, D], [N1, N2] or [N1, N2, D].
@@ -415,13 +442,9 @@ def cross_kernel(
         )
         layout = SampleLayout(axis.num_samples, axis.minor)
         cotangents = unit_columns(recording.outputs, layout)
-        factors = jacobian_factors(
-            recording.tape, recording.outputs, axis, structure, cotangents, wanted
-        )
+        task = KernelTask(recording.tape, recording.outputs, axis, structure, cotangents, groups)
         place = None if split == layout.num_samples else split
-        kernels = {
-            group: group_kernel(factors, names, mode, place) for group, names in groups.items()
-        }
+        kernels = compute_kernels(task, mode, place, max_memory).blocks
     if mode == "full":
         return {group: kernel.permute(0, 2, 1, 3) for group, kernel in kernels.items()}
     return kernels

@@ -31,6 +31,7 @@ def empirical_ntk(
     mode: str = "full",
     *,
     param_groups: ParamGroups = "all",
+    max_memory: int | None = None,
 ) -> Tensor | dict[str, Tensor]:
     """Empirical neural tangent kernel J(x1) J(x2)^T.
 
@@ -44,6 +45,8 @@ def empirical_ntk(
         mode: ``full``: [N1, N2, C, C]; ``trace``: [N1, N2], summed over equal outputs;
             ``diagonal``: [N1, N2, C], equal outputs. C counts all outputs of a sample.
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        max_memory: Bytes that may be used over the model's forward pass; None for half of what
+            is free on the device.
 
     Returns:
         The kernel; a dict group name -> kernel if there are several groups.
@@ -63,7 +66,7 @@ def empirical_ntk(
         first = batch_size(x1)
         inputs = x1 if x2 is None else _concatenate(x1, x2)
         problem = Problem(model, None, inputs)
-    return _single(cross_kernel(problem, first, mode, param_groups), param_groups)
+    return _single(cross_kernel(problem, first, mode, param_groups, max_memory), param_groups)
 
 
 def ggn_eigenvalues(

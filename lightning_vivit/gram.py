@@ -7,60 +7,60 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_vivit.errors import OptionError
-from lightning_vivit.factors import MODES, Factor, OuterProduct, Shift, contract
+from lightning_vivit.factors import Factor, OuterProduct, Shift
+from lightning_vivit.plan import Plan
 
 
-def group_kernel(
-    factors: Mapping[str, Factor], names: Sequence[str], mode: str = "full", split: int | None = None
-) -> Tensor:
-    """Tangent kernel restricted to a group of parameters.
+def add_kernels(
+    plan: Plan,
+    factors: Mapping[str, Factor],
+    others: Mapping[str, Factor],
+    names: Sequence[str],
+    mode: str = "full",
+    split: int | None = None,
+) -> Tensor | None:
+    """Kernel contribution of some parameters of a group.
 
     Args:
+        plan: Notes what each contraction cost.
         factors: Factors of the parameters; a name without one contributes nothing.
-        names: The group.
+        others: Factors of the right side; the same object for a symmetric kernel.
+        names: The parameters.
         mode: ``full``, ``trace`` or ``diagonal``.
         split: If given, samples 0..split-1 against the others; otherwise all against all.
 
     Returns:
-        [N, D, M, D], [N, M] or [N, M, D].
-
-    Raises:
-        OptionError: Unknown mode, or no parameter of the group influences the outputs.
+        [N, C, M, D], [N, M] or [N, M, D]; None if nothing contributes.
     """
-    if mode not in MODES:
-        raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
-    present = [factors[name] for name in names if name in factors]
-    if not present:
-        raise OptionError(
-            f"None of the parameters {', '.join(names)} influences the outputs. Choose a "
-            "parameter group with at least one used parameter."
-        )
     total: Tensor | None = None
-    for factor in _fuse_biases(present):
-        first, second = factor, factor
+    left = _fuse_biases({name: factors[name] for name in names if name in factors})
+    right = left
+    if others is not factors:
+        right = _fuse_biases({name: others[name] for name in names if name in others})
+    for name, factor in left.items():
+        first, second = factor, right[name]
         if split is not None:
             first = factor.narrow(0, split)
-            second = factor.narrow(split, factor.num_samples)
-        part = contract(first, second, mode)
+            second = second.narrow(split, second.num_samples)
+        part = plan.run(name, first, second, mode)
         total = part if total is None else total.add_(part)
-    assert total is not None
     return total
 
 
-def _fuse_biases(factors: Sequence[Factor]) -> list[Factor]:
+def _fuse_biases(factors: Mapping[str, Factor]) -> dict[str, Factor]:
     """Join each weight with the bias of the same use, which then costs nothing."""
-    shifts = [factor for factor in factors if isinstance(factor, Shift)]
-    joined: list[Factor] = [factor for factor in factors if not isinstance(factor, Shift)]
-    for shift in shifts:
-        for place, factor in enumerate(joined):
-            if isinstance(factor, OuterProduct):
-                both = factor.with_bias(shift)
-                if both is not None:
-                    joined[place] = both
-                    break
+    joined = {name: f for name, f in factors.items() if not isinstance(f, Shift)}
+    for bias, shift in factors.items():
+        if not isinstance(shift, Shift):
+            continue
+        for name, factor in joined.items():
+            both = factor.with_bias(shift) if isinstance(factor, OuterProduct) else None
+            if both is not None:
+                del joined[name]
+                joined[f"{name}, {bias.rpartition('.')[2]}"] = both
+                break
         else:
-            joined.append(shift)
+            joined[bias] = shift
     return joined
 
 

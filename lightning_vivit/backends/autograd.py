@@ -24,11 +24,11 @@ from lightning_vivit.backends.probing import (
     overlap,
     tolerance,
 )
-from lightning_vivit.batched import batched_grad, sample_columns
+from lightning_vivit.backends.sweep import Collector, sweep
+from lightning_vivit.batched import batched_grad
 from lightning_vivit.errors import InteractionError, ProblemError
 from lightning_vivit.factors import Dense, Factor, add_uses
 from lightning_vivit.recording import Call, Tape, tensors_in
-from lightning_vivit.rules import Use, dense_rule, find_rule
 
 _log = logging.getLogger(__name__)
 _CHUNK_ENTRIES = 1 << 24
@@ -227,21 +227,23 @@ def _structured_factors(
     if not names:
         return {}
     targets = {id(tape.parameters[name]): name for name in names}
-    calls, edges, axes, spans = _needed(tape, structure, targets)
+    calls, edges = _needed(tape, structure, targets)
     if not calls:
         return {}
-    arrivals = sample_columns(outputs, edges, axes, columns)
-    uses: dict[str, list[Factor]] = {name: [] for name in names}
-    derived: dict[int, tuple[Tensor, list[Factor]]] = {}
-    for index, span in zip(calls, spans, strict=True):
+    collectors = []
+    for index in calls:
         call = tape.calls[index]
-        arrived = [None if place is None else arrivals[place] for place in span]
         sources = frozenset(
             id(tensor)
             for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
             if id(tensor) in targets or id(tensor) in tape.derived
         )
-        for tensor, factor in _apply_rule(call, arrived, structure.axes[index], sources):
+        collectors.append(Collector(call, structure.axes[index], sources, columns.shape[0]))
+    sweep(outputs, edges, columns, collectors)
+    uses: dict[str, list[Factor]] = {name: [] for name in names}
+    derived: dict[int, tuple[Tensor, list[Factor]]] = {}
+    for collector in collectors:
+        for tensor, factor in collector.finish():
             if id(tensor) in targets:
                 uses[targets[id(tensor)]].append(factor)
             else:
@@ -254,44 +256,19 @@ def _structured_factors(
 
 def _needed(
     tape: Tape, structure: Structure, targets: dict[int, str]
-) -> tuple[list[int], list[object], list[SampleAxis], list[list[int | None]]]:
-    """The calls that use a wanted parameter, their gradient edges and sample axes."""
-    calls, edges, axes, spans = [], [], [], []
+) -> tuple[list[int], list[list[object]]]:
+    """The calls that use a wanted parameter, and the gradient edges of each."""
+    calls, edges = [], []
     for index, call in enumerate(tape.calls):
         if not structure.usable[index]:
             continue
         inputs = [*tensors_in(call.args), *tensors_in(call.kwargs)]
         if not any(id(t) in targets or id(t) in tape.derived for t in inputs):
             continue
-        row: list[int | None] = []
-        for output, axis in zip(call.outputs, structure.axes[index], strict=True):
-            if output is None or axis is None:
-                row.append(None)
-                continue
-            row.append(len(edges))
-            edges.append(output.edge)
-            axes.append(axis)
+        places = zip(call.outputs, structure.axes[index], strict=True)
         calls.append(index)
-        spans.append(row)
-    return calls, edges, axes, spans
-
-
-def _apply_rule(
-    call: Call,
-    arrived: list[Tensor | None],
-    axes: tuple[SampleAxis | None, ...],
-    sources: frozenset[int],
-) -> list[tuple[Tensor, Factor]]:
-    if all(column is None for column in arrived):
-        return []
-    rule = find_rule(call.function)
-    axis, column = axes[0], arrived[0]
-    if rule is not None and len(arrived) == 1 and axis is not None and column is not None:
-        use = Use(call, axis, column, sources)
-        found = rule(use)
-        if found is not None and {id(tensor) for tensor, _ in found} == sources:
-            return found
-    return dense_rule(call, arrived, list(axes), sources)
+        edges.append([out.edge for out, axis in places if out is not None and axis is not None])
+    return calls, edges
 
 
 def _pull_back(

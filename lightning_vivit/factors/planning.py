@@ -2,19 +2,22 @@
 
 Counting multiplications alone chooses badly: small batched products reach a fraction of a large
 product's speed, and fresh memory costs more than arithmetic. The model counts the arithmetic of
-each step at the speed of its kind, and the bytes that are written and read back. Its constants
+each step at the speed of its kind, and the entries that are written and read back. Its constants
 are ratios to the speed of a large matrix product, measured on CPUs; the choice depends on the
-ratios only.
+ratios only. One short measurement at first use turns costs into seconds.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
 
 from lightning_vivit.factors.outer import OuterProduct
 
-_LARGE = 1.0  # relative cost of one multiplication in a large product
-_BATCHED = 1.8  # in a batch of products with a short inner axis
+_BATCHED = 1.8  # relative cost of a multiplication in a batch of products with a short inner axis
 _SKINNY = 3.0  # in products with few rows
 _ENTRY = 60.0  # of writing one entry to memory and reading it back
 _CALL = 3.0e6  # of starting one operation
@@ -43,6 +46,11 @@ class Size:
         b = first.inputs.shape[2]
         return cls(n, m, c, d, g, a, b, length, first is second, mode)
 
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of rows that are compared."""
+        return self.n * self.m * (self.c * self.d if self.mode == "full" else self.d)
+
 
 def predicted_costs(size: Size) -> dict[str, float]:
     """Predicted cost of each order, in multiplications of a large matrix product.
@@ -53,42 +61,36 @@ def predicted_costs(size: Size) -> dict[str, float]:
     Returns:
         Order -> cost.
     """
-    n, m, c, d, g, a, b, length = (
-        size.n,
-        size.m,
-        size.c,
-        size.d,
-        size.g,
-        size.a,
-        size.b,
-        size.length,
-    )
-    rows_made = n * c if size.symmetric else n * c + m * d
-    pairs = n * m * (c * d if size.mode == "full" else d)
     half = 0.625 if size.symmetric and size.mode == "full" else 1.0
+    return {
+        "rows": _rows(size, half),
+        "kernels": _kernels(size, half),
+        "inputs_first": _inputs_first(size),
+    }
+
+
+def _rows(size: Size, half: float) -> float:
+    made = size.n * size.c + (0 if size.symmetric else size.m * size.d)
+    weight = size.g * size.a * size.b
+    short = _BATCHED if size.length < 64 else 1.0
+    forming = made * weight * (size.length * short + _ENTRY / 4)
+    return forming + size.pairs * weight * half + _CALL * size.g
+
+
+def _kernels(size: Size, half: float) -> float:
+    squared = size.length**2
+    inputs = size.n * size.m * squared * size.b
+    columns = size.pairs * squared * (size.a * half + _ENTRY / (1 if size.length > 1 else 4))
+    return size.g * (inputs + columns + 4 * _CALL)
+
+
+def _inputs_first(size: Size) -> float:
+    samples, length = size.n * size.m, size.length
+    inputs = samples * length**2 * size.b * _BATCHED
+    partial = samples * size.c * size.a * length * (length * _BATCHED + _ENTRY / 8)
+    final = size.pairs * size.a * length * _SKINNY
     triangle = 0.5 if size.symmetric else 1.0
-    short = _BATCHED if length < 64 else _LARGE
-    rows = (
-        rows_made * g * a * b * (length * short + _ENTRY / 4)
-        + pairs * g * a * b * half * _LARGE
-        + _CALL * g
-    )
-    kernels = g * (
-        n * m * length**2 * b * _LARGE
-        + pairs * length**2 * (a * half * _LARGE + _ENTRY / (1 if length > 1 else 4))
-        + 4 * _CALL
-    )
-    inputs_first = (
-        triangle
-        * g
-        * (
-            n * m * length**2 * b * _BATCHED
-            + n * m * c * a * length * (length * _BATCHED + _ENTRY / 8)
-            + pairs * a * length * _SKINNY
-        )
-        + 6 * _CALL * m
-    )
-    return {"rows": rows, "kernels": kernels, "inputs_first": inputs_first}
+    return triangle * size.g * (inputs + partial + final) + 6 * _CALL * size.m
 
 
 def choose_order(first: OuterProduct, second: OuterProduct, mode: str) -> str:
@@ -104,3 +106,36 @@ def choose_order(first: OuterProduct, second: OuterProduct, mode: str) -> str:
     """
     costs = predicted_costs(Size.of(first, second, mode))
     return min(costs, key=lambda name: costs[name])
+
+
+def rows_cost(pairs: int, entries: int) -> float:
+    """Cost of multiplying explicit rows of so many entries."""
+    return pairs * entries + _CALL
+
+
+@lru_cache(maxsize=8)
+def multiplications_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Speed of a large matrix product, measured once per device and dtype (some milliseconds).
+
+    Args:
+        device: Where.
+        dtype: Of the factors.
+
+    Returns:
+        Multiplications (with their additions) per second.
+    """
+    size = 512 if device.type == "cpu" else 4096
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        _wait(device)
+        start = time.perf_counter()
+        matrix @ matrix
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -29,12 +29,16 @@ def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
     columns = columns.reshape(n, d, count, channels, -1).transpose(2, 3).flatten(3)
     found: list[tuple[Tensor, Factor]] = []
     if use.wants(weight):
-        seen = patches(maps.detach(), kernel, stride, pads, dilation)  # [N*T, C, *k, *out]
-        batch, depth = seen.shape[:2]
-        taps = torch.Size(kernel).numel()
-        seen = seen.reshape(batch, groups, depth // groups * taps, -1)  # [N*T, G, B, L]
-        seen = use.axis.split(seen)  # [N, T, G, B, L]
-        seen = seen.movedim(1, 3).flatten(3) if count > 1 else seen[:, 0]
+
+        def unfold() -> Tensor:
+            seen = patches(maps.detach(), kernel, stride, pads, dilation)  # [N*T, C, *k, *out]
+            batch, depth = seen.shape[:2]
+            taps = torch.Size(kernel).numel()
+            seen = seen.reshape(batch, groups, depth // groups * taps, -1)  # [N*T, G, B, L]
+            seen = use.axis.split(seen)  # [N, T, G, B, L]
+            return seen.movedim(1, 3).flatten(3) if count > 1 else seen[:, 0]
+
+        seen = use.once("patches", unfold)
         side = columns.reshape(n, d, groups, channels // groups, -1)
         found.append((weight, OuterProduct(side, seen, weight.shape)))
     if use.wants(bias):

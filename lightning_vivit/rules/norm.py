@@ -36,8 +36,7 @@ def layer_norm(use: Use) -> list[tuple[Tensor, Factor]] | None:
     inputs, shape, weight, bias, eps = use.arguments(*names, eps=1e-5)
     if use.axis.dim >= inputs.ndim - len(shape):
         return None
-    with torch.no_grad():
-        normalised = F.layer_norm(inputs.detach(), shape, None, None, eps)
+    normalised = use.once("n", lambda: F.layer_norm(inputs.detach(), shape, None, None, eps))
     return _scale_and_shift(use, normalised, weight, bias, tuple(shape))
 
 
@@ -47,8 +46,7 @@ def rms_norm(use: Use) -> list[tuple[Tensor, Factor]] | None:
     inputs, shape, weight, eps = use.arguments("input", "normalized_shape", "weight", "eps")
     if use.axis.dim >= inputs.ndim - len(shape):
         return None
-    with torch.no_grad():
-        normalised = F.rms_norm(inputs.detach(), shape, None, eps)
+    normalised = use.once("n", lambda: F.rms_norm(inputs.detach(), shape, None, eps))
     return _scale_and_shift(use, normalised, weight, None, tuple(shape))
 
 
@@ -59,8 +57,7 @@ def group_norm(use: Use) -> list[tuple[Tensor, Factor]] | None:
     inputs, groups, weight, bias, eps = use.arguments(*names, eps=1e-5)
     if use.axis.dim != 0:
         return None
-    with torch.no_grad():
-        normalised = F.group_norm(inputs.detach(), groups, None, None, eps)
+    normalised = use.once("n", lambda: F.group_norm(inputs.detach(), groups, None, None, eps))
     return _scale_and_shift(use, normalised, weight, bias, _channel_shape(inputs))
 
 
@@ -72,8 +69,10 @@ def batch_norm(use: Use) -> list[tuple[Tensor, Factor]] | None:
     inputs, mean, variance, weight, bias, training, _, eps = values
     if training or use.axis.dim != 0:
         return None
-    with torch.no_grad():
-        normalised = F.batch_norm(inputs.detach(), mean, variance, None, None, False, 0.0, eps)
+    data = inputs.detach()
+    normalised = use.once(
+        "n", lambda: F.batch_norm(data, mean, variance, None, None, False, 0.0, eps)
+    )
     return _scale_and_shift(use, normalised, weight, bias, _channel_shape(inputs))
 
 
@@ -85,10 +84,10 @@ def instance_norm(use: Use) -> list[tuple[Tensor, Factor]] | None:
     inputs, mean, variance, weight, bias, own, _, eps = values
     if use.axis.dim != 0:
         return None
-    with torch.no_grad():
-        data = inputs.detach()
-        if own:
-            normalised = F.instance_norm(data, None, None, None, None, True, 0.0, eps)
-        else:
-            normalised = F.instance_norm(data, mean, variance, None, None, False, 0.0, eps)
+    if own:
+        mean = variance = None
+    data = inputs.detach()
+    normalised = use.once(
+        "n", lambda: F.instance_norm(data, mean, variance, None, None, own, 0.0, eps)
+    )
     return _scale_and_shift(use, normalised, weight, bias, _channel_shape(inputs))

@@ -12,9 +12,10 @@ that the rule does not cover this configuration; the dense rule then takes the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_vivit.axes import SampleAxis
@@ -32,12 +33,29 @@ class Use:
         columns: [N, D, *shape], the backpropagated columns with the samples moved to the front;
             *shape is the output's shape with T positions left on the sample axis.
         sources: ids of the tensors for which factors are wanted.
+        cache: Kept between the columns of one call; see `once`.
     """
 
     call: Call
     axis: SampleAxis
     columns: Tensor
     sources: frozenset[int]
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What does not depend on the columns, made at the first of them and kept for the others.
+
+        Args:
+            name: A name that is unique in the rule.
+            make: Makes the tensor, without a graph.
+
+        Returns:
+            The tensor.
+        """
+        if name not in self.cache:
+            with torch.no_grad():
+                self.cache[name] = make()
+        return self.cache[name]
 
     def wants(self, tensor: Any) -> bool:
         """Whether a factor is wanted for this argument."""

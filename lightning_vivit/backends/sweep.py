@@ -1,0 +1,178 @@
+"""Backward sweeps: bring columns to the recorded operations and turn them into factors there.
+
+On a CPU one column at a time is as fast as a batch of them or faster, because convolutions cannot
+be batched over columns there. Its operations are then reduced as the columns arrive: a scale, a
+shift, or a weight with fewer inputs than positions keeps its rows instead of its columns, which
+are larger. On an accelerator all columns go in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.axes import SampleAxis
+from lightning_vivit.batched import batched_grad
+from lightning_vivit.factors import Dense, Factor, OuterProduct, Shift
+from lightning_vivit.recording import Call
+from lightning_vivit.rules import Use, dense_rule, find_rule
+
+
+class Collector:
+    """Takes the columns that arrive at one operation's outputs.
+
+    Attributes:
+        call: The operation.
+        axes: For each output, where the samples are; None where no gradient arrives.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        axes: Sequence[SampleAxis | None],
+        sources: frozenset[int],
+        num_columns: int,
+    ) -> None:
+        """Prepare for columns.
+
+        Args:
+            call: The operation.
+            axes: For each output, where the samples are; None where no gradient arrives.
+            sources: ids of the tensors for which factors are wanted.
+            num_columns: D.
+        """
+        self.call = call
+        self.axes = list(axes)
+        self._sources = sources
+        self._depth = num_columns
+        self._rule = find_rule(call.function) if len(self.axes) == 1 else None
+        self._cache: dict[str, Tensor] = {}
+        self._buffers: list[Tensor | None] = [None] * len(self.axes)
+        self._rows: dict[int, tuple[Tensor, Tensor]] | None = None  # id -> tensor, [N, D, P]
+
+    def add(self, place: int, parts: Sequence[Tensor | None]) -> None:
+        """Take one column.
+
+        Args:
+            place: Index of the column.
+            parts: For each output, its gradient [*shape].
+        """
+        split = [
+            None if part is None or axis is None else axis.split(part)
+            for part, axis in zip(parts, self.axes, strict=True)
+        ]
+        if place == 0:
+            self._rows = self._start_rows(split[0])
+        if self._rows is not None and split[0] is not None:
+            found = self._apply(split[0].unsqueeze(1))
+            assert found is not None
+            for tensor, factor in found:
+                self._rows[id(tensor)][1][:, place] = factor.rows()[:, 0]
+            return
+        for index, part in enumerate(split):
+            if part is None:
+                continue
+            buffer = self._buffers[index]
+            if buffer is None:
+                buffer = part.new_empty(part.shape[0], self._depth, *part.shape[1:])
+                self._buffers[index] = buffer
+            buffer[:, place] = part
+
+    def add_all(self, parts: Sequence[Tensor | None]) -> None:
+        """Take all columns.
+
+        Args:
+            parts: For each output, its gradients [D, *shape].
+        """
+        self._buffers = [
+            None if part is None or axis is None else axis.split(part, leading=1)
+            for part, axis in zip(parts, self.axes, strict=True)
+        ]
+
+    def finish(self) -> list[tuple[Tensor, Factor]]:
+        """The factors of the operation's parameters."""
+        if self._rows is not None:
+            return [
+                (tensor, Dense(rows, tensor.shape)) for tensor, rows in self._rows.values()
+            ]
+        if all(buffer is None for buffer in self._buffers):
+            return []
+        found = None if self._buffers[0] is None else self._apply(self._buffers[0])
+        if found is None:
+            found = dense_rule(self.call, self._buffers, self.axes, self._sources)
+        self._buffers = []
+        return found
+
+    def _apply(self, columns: Tensor) -> list[tuple[Tensor, Factor]] | None:
+        axis = self.axes[0]
+        if self._rule is None or axis is None:
+            return None
+        found = self._rule(Use(self.call, axis, columns, self._sources, self._cache))
+        if found is None or {id(tensor) for tensor, _ in found} != self._sources:
+            return None
+        return found
+
+    def _start_rows(self, part: Tensor | None) -> dict[int, tuple[Tensor, Tensor]] | None:
+        """Memory for rows, if keeping them is better than keeping the columns."""
+        found = None if part is None else self._apply(part.unsqueeze(1))
+        if found is None or not all(_prefers_rows(factor) for _, factor in found):
+            return None
+        rows = {}
+        for tensor, factor in found:
+            first = factor.rows()
+            memory = first.new_empty(first.shape[0], self._depth, first.shape[2])
+            rows[id(tensor)] = (tensor, memory)
+        return rows
+
+
+def sweep(outputs: Tensor, edges: Sequence[Sequence[object]], columns: Tensor,
+          collectors: Sequence[Collector]) -> None:
+    """Backpropagate columns to the operations.
+
+    Args:
+        outputs: The differentiated outputs; the graph is kept.
+        edges: For each collector, the gradient edges of its operation's outputs that have an axis.
+        columns: [D, *outputs shape].
+        collectors: They take what arrives.
+    """
+    flat = [edge for group in edges for edge in group]
+    if outputs.device.type != "cpu":
+        _deliver(collectors, batched_grad([outputs], flat, [columns]), None)
+        return
+    for place, column in enumerate(columns):
+        grads = torch.autograd.grad(
+            outputs, flat, column, retain_graph=True, allow_unused=True  # type: ignore[arg-type]
+        )
+        _deliver(collectors, list(grads), place)
+
+
+def _deliver(
+    collectors: Sequence[Collector], grads: list[Tensor | None], place: int | None
+) -> None:
+    position = 0
+    for collector in collectors:
+        parts: list[Tensor | None] = []
+        for axis in collector.axes:
+            if axis is None:
+                parts.append(None)
+                continue
+            parts.append(grads[position])
+            grads[position] = None  # freed as soon as it is taken
+            position += 1
+        if place is None:
+            collector.add_all(parts)
+        else:
+            collector.add(place, parts)
+
+
+def _prefers_rows(factor: Factor) -> bool:
+    if isinstance(factor, OuterProduct):
+        return factor.inputs.shape[2] < factor.columns.shape[4]
+    if isinstance(factor, Shift):
+        return factor.columns.shape[3] > 1
+    return True
+
+
+__all__ = ["Collector", "sweep"]

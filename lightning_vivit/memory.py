@@ -1,0 +1,177 @@
+"""Memory budget: how much is free, what an evaluation needs, and how to cut it into passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_vivit.backends.autograd import Structure
+from lightning_vivit.errors import ProblemError
+from lightning_vivit.recording import Tape, tensors_in
+
+_FRACTION = 0.5  # of the free memory, if no budget is given
+_COPIES = 2.5  # columns, a reordered copy of one layer's, and its input patches
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One backward sweep: the parameters and the blocks of columns it takes.
+
+    Attributes:
+        names: Parameters whose factors are formed.
+        blocks: Number of column blocks; with more than one, pairs of blocks are formed in turn.
+        size: Predicted bytes.
+    """
+
+    names: tuple[str, ...]
+    blocks: int
+    size: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device.
+
+    Args:
+        device: CPU or CUDA.
+
+    Returns:
+        Bytes; on a system that does not tell, 4 GiB.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 << 30
+
+
+def default_budget(device: torch.device) -> int:
+    """Half of the free memory."""
+    return int(free_memory(device) * _FRACTION)
+
+
+def kernel_bytes(num_samples: int, num_columns: int, mode: str, itemsize: int, groups: int) -> int:
+    """Bytes of the kernels and of the temporary products while they are added up."""
+    pairs = num_samples**2
+    pairs *= {"full": num_columns**2, "diagonal": num_columns, "trace": 1}[mode]
+    return pairs * itemsize * (groups + 2)
+
+
+def plan_passes(
+    tape: Tape,
+    structure: Structure,
+    names: Sequence[str],
+    num_samples: int,
+    num_columns: int,
+    itemsize: int,
+    fixed: int,
+    budget: int,
+) -> list[Pass]:
+    """Cut the work into backward sweeps that stay inside a budget.
+
+    Args:
+        tape: The recording.
+        structure: Its proved structure.
+        names: All parameters that are wanted.
+        num_samples: N.
+        num_columns: D.
+        itemsize: Bytes of one entry.
+        fixed: Bytes that are needed throughout (the kernels).
+        budget: Bytes that may be used over the forward pass.
+
+    Returns:
+        The passes; their parameters are disjoint.
+
+    Raises:
+        ProblemError: Even one column at a time does not fit; the message says what would.
+    """
+    room = budget - fixed
+    bundles = _bundles(tape, structure, names)
+    sizes = {
+        bundle: int(_COPIES * itemsize * num_columns * entries) for bundle, entries in bundles.items()
+    }
+    smallest = max((2 * size // num_columns for size in sizes.values()), default=0)
+    if room < smallest:
+        raise ProblemError(_too_small(budget, fixed, smallest, num_samples, num_columns))
+    passes: list[Pass] = []
+    together: list[str] = []
+    filled = 0
+    for bundle, size in sizes.items():
+        if size > room:
+            blocks = min(num_columns, -(-2 * size // room))
+            passes.append(Pass(bundle, blocks, 2 * size // blocks))
+            continue
+        if filled + size > room:
+            passes.append(Pass(tuple(together), 1, filled))
+            together, filled = [], 0
+        together += bundle
+        filled += size
+    if together:
+        passes.append(Pass(tuple(together), 1, filled))
+    return passes
+
+
+def _bundles(
+    tape: Tape, structure: Structure, names: Sequence[str]
+) -> Mapping[tuple[str, ...], int]:
+    """Parameters that must be formed together, with the column entries of their operations."""
+    owner = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while owner[name] != name:
+            name = owner[name]
+        return name
+
+    known = {id(tape.parameters[name]): name for name in names}
+    derived = [name for name in names if _only_derived(tape, name, known)]
+    entries: dict[str, int] = dict.fromkeys(names, 0)
+    for call, usable in zip(tape.calls, structure.usable, strict=True):
+        inputs = [*tensors_in(call.args), *tensors_in(call.kwargs)]
+        users = [known[id(tensor)] for tensor in inputs if id(tensor) in known]
+        if any(id(tensor) in tape.derived for tensor in inputs):
+            users += derived
+        if not usable or not users:
+            continue
+        first = root(users[0])
+        for name in users[1:]:
+            owner[root(name)] = first
+        size = sum(output.shape.numel() for output in call.outputs if output is not None)
+        size += max((t.numel() for t in inputs if id(t) not in known), default=0) // 8
+        entries[first] += size
+    for name in structure.dense:
+        if name in entries:
+            entries[name] += tape.parameters[name].numel()
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(root(name), []).append(name)
+    return {
+        tuple(members): sum(entries[name] for name in members) for members in found.values()
+    }
+
+
+def _only_derived(tape: Tape, name: str, known: Mapping[int, str]) -> bool:
+    """Whether no operation uses the parameter itself (a parametrized weight's original)."""
+    parameter = tape.parameters[name]
+    return not any(
+        tensor is parameter
+        for call in tape.calls
+        for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
+    )
+
+
+def _too_small(budget: int, fixed: int, smallest: int, samples: int, columns: int) -> str:
+    return (
+        f"The evaluation of {samples} samples with {columns} columns each needs about "
+        f"{_mib(fixed + smallest)} over the forward pass ({_mib(fixed)} of it for the kernel), and "
+        f"the budget is {_mib(budget)}. Use fewer samples (max_samples), Monte-Carlo columns "
+        "(mc_samples=1), fewer outputs, or a larger max_memory."
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
