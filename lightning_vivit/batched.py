@@ -53,4 +53,3 @@ def _one_by_one(
     for parts in zip(*rows, strict=True):
         found.append(None if any(part is None for part in parts) else torch.stack(parts))
     return found
-

@@ -142,9 +142,10 @@ class Evaluation:
         key = (group, _key(samples))
         if key not in self._values:
             kept = self._pairs.get(key)
-            whole = kept is not None and kept[0].numel() == kept[1].shape[0]
-            gram = None if whole else self._gram(group, samples)
-            self._values[key] = gram_eigenvalues(gram) if gram is not None else kept[0]
+            if kept is not None and kept[0].numel() == kept[1].shape[0]:
+                self._values[key] = kept[0]
+            else:
+                self._values[key] = gram_eigenvalues(self._gram(group, samples))
         return self._values[key]
 
     def directions(
@@ -464,4 +465,3 @@ def _key(samples: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 __all__ = ["COLUMNS", "Evaluation", "cross_kernel", "evaluate"]
-

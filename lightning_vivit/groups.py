@@ -79,9 +79,7 @@ def _named_groups(kind: str, parameters: Mapping[str, nn.Parameter]) -> dict[str
     raise OptionError(f"Unknown parameter group {kind!r}. {_SUPPORTED}")
 
 
-def _match(
-    entry: GroupEntry, group: str, parameters: Mapping[str, nn.Parameter]
-) -> Iterable[str]:
+def _match(entry: GroupEntry, group: str, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
     if isinstance(entry, nn.Parameter):
         found = [name for name, parameter in parameters.items() if parameter is entry]
         label = f"a parameter of shape {tuple(entry.shape)}"

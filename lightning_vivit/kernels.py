@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,9 +58,7 @@ class KernelTask:
 
     def factors(self, names: Sequence[str], columns: Tensor) -> dict[str, Factor]:
         """Factors of some parameters for some columns."""
-        return jacobian_factors(
-            self.tape, self.outputs, self.axis, self.structure, columns, names
-        )
+        return jacobian_factors(self.tape, self.outputs, self.axis, self.structure, columns, names)
 
 
 def compute_kernels(
@@ -105,15 +104,13 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
     count, depth = task.axis.num_samples, task.columns.shape[0]
     itemsize = task.outputs.element_size()
     fixed = kernel_bytes(count, depth, mode, itemsize, len(task.groups))
-    passes = plan_passes(
-        task.tape, task.structure, names, count, depth, itemsize, fixed, budget
-    )
+    passes = plan_passes(task.tape, task.structure, names, count, depth, itemsize, fixed, budget)
     plan = Plan()
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None
     for part in passes:
         if part.blocks == 1:
-            factors = plan.sweep(lambda part=part: task.factors(part.names, task.columns))
+            factors = plan.sweep(partial(task.factors, part.names, task.columns))
             for group, members in task.groups.items():
                 wanted = [name for name in members if name in part.names]
                 block = add_kernels(plan, factors, factors, wanted, mode, split)
@@ -155,14 +152,14 @@ def _add_by_blocks(
         mode, (rows, others, depth)
     )
     for i in starts:
-        left = plan.sweep(lambda i=i: task.factors(part.names, task.columns[i : i + step]))
+        left = plan.sweep(partial(task.factors, part.names, task.columns[i : i + step]))
         for j in starts:
             pairs_needed = j <= i if split is None else True
             if not pairs_needed or (mode != "full" and j != i):
                 continue
             right = left
             if j != i:
-                right = plan.sweep(lambda j=j: task.factors(part.names, task.columns[j : j + step]))
+                right = plan.sweep(partial(task.factors, part.names, task.columns[j : j + step]))
             for group, members in task.groups.items():
                 wanted = [name for name in members if name in part.names]
                 block = add_kernels(plan, left, right, wanted, mode, split)

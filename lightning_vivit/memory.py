@@ -93,7 +93,8 @@ def plan_passes(
     room = budget - fixed
     bundles = _bundles(tape, structure, names)
     sizes = {
-        bundle: int(_COPIES * itemsize * num_columns * entries) for bundle, entries in bundles.items()
+        bundle: int(_COPIES * itemsize * num_columns * entries)
+        for bundle, entries in bundles.items()
     }
     smallest = max((2 * size // num_columns for size in sizes.values()), default=0)
     if room < smallest:
@@ -149,9 +150,7 @@ def _bundles(
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(root(name), []).append(name)
-    return {
-        tuple(members): sum(entries[name] for name in members) for members in found.values()
-    }
+    return {tuple(members): sum(entries[name] for name in members) for members in found.values()}
 
 
 def _only_derived(tape: Tape, name: str, known: Mapping[int, str]) -> bool:

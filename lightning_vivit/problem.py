@@ -92,9 +92,7 @@ class Problem:
         self._step: tuple[Any, int] | None = None
 
     @classmethod
-    def from_training_step(
-        cls, module: LightningModule, batch: Any, batch_idx: int = 0
-    ) -> Problem:
+    def from_training_step(cls, module: LightningModule, batch: Any, batch_idx: int = 0) -> Problem:
         """The problem that a LightningModule's own training_step states on a batch.
 
         Args:
@@ -302,14 +300,12 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
 def _influences(loss: Tensor, call: RecordedLoss) -> bool:
     if call.result is loss:
         return True
-    (grad,) = torch.autograd.grad(
-        loss.sum(), call.result, retain_graph=True, allow_unused=True
-    )
+    (grad,) = torch.autograd.grad(loss.sum(), call.result, retain_graph=True, allow_unused=True)
     return grad is not None and bool(grad.any())
 
 
 def _multiplier(loss: Tensor, call: RecordedLoss) -> float | Tensor | None:
-    """d loss / d call.result, or None if the loss is not this multiple of the call alone."""
+    """D loss / d call.result, or None if the loss is not this multiple of the call alone."""
     if call.result is loss:
         return 1.0
     total = loss.sum()
@@ -326,9 +322,7 @@ def _multiplier(loss: Tensor, call: RecordedLoss) -> float | Tensor | None:
             return None
         weights = weights.detach()
     (whole,) = torch.autograd.grad(total, call.outputs, retain_graph=True)
-    (part,) = torch.autograd.grad(
-        (call.result * weights).sum(), call.outputs, retain_graph=True
-    )
+    (part,) = torch.autograd.grad((call.result * weights).sum(), call.outputs, retain_graph=True)
     scale = part.abs().max()
     limit = 1e-3 if part.dtype != torch.float64 else 1e-9
     if bool(((whole - part).abs() > limit * scale).any()):

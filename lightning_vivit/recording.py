@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -228,18 +229,18 @@ class Recorder(TorchFunctionMode):
         `func` asks `has_torch_function` first, which is true while a mode is active and would
         come back here for ever; its first question is answered with no.
         """
-        original = F.has_torch_function
+        original = vars(F)["has_torch_function"]
 
         def first_question(_: Any) -> bool:
-            F.has_torch_function = original  # type: ignore[assignment]
+            vars(F)["has_torch_function"] = original
             return False
 
-        F.has_torch_function = first_question  # type: ignore[assignment]
+        vars(F)["has_torch_function"] = first_question
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            F.has_torch_function = original  # type: ignore[assignment]
+            vars(F)["has_torch_function"] = original
 
     def _note_assignment(self, args: tuple[Any, ...]) -> None:
         target = args[0]
@@ -296,7 +297,7 @@ class Recorder(TorchFunctionMode):
         outputs, target = options.pop("input"), options.pop("target")
         average, reduce = options.pop("size_average", None), options.pop("reduce", None)
         if average is not None or reduce is not None:
-            options["reduction"] = F._Reduction.legacy_get_string(average, reduce)
+            options["reduction"] = legacy_get_string(average, reduce, emit_warning=False)
         if name == "nll_loss":
             outputs, options["traced"] = self._trace_logits(outputs)
         return RecordedLoss(name, outputs, target, options, result)

@@ -142,7 +142,7 @@ def run_training_step(module: LightningModule, batch: Any, batch_idx: int) -> An
 
 def _copy(module: LightningModule) -> LightningModule:
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-    shared = [module._trainer, module._fabric]
+    shared: list[Any] = [module._trainer, module._fabric]
     shared += [
         value
         for value in vars(module).values()

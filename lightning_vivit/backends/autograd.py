@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.backends.probing import (
@@ -54,9 +55,7 @@ class Structure:
 _PROVED: WeakKeyDictionary[nn.Module, dict[object, Structure]] = WeakKeyDictionary()
 
 
-def prove_structure(
-    tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Module
-) -> Structure:
+def prove_structure(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Module) -> Structure:
     """Sample axes of all calls and the coverage of all parameters, proved once per structure.
 
     Args:
@@ -205,9 +204,9 @@ def _stays_on_sample(factor: Factor, num_samples: int) -> bool:
     return not bool(factor.weighted_sum(weights).any())
 
 
-def _edges(tape: Tape) -> tuple[list[object], list[list[int | None]]]:
+def _edges(tape: Tape) -> tuple[list[GradientEdge], list[list[int | None]]]:
     """All gradient edges of the calls, and for each call's outputs their places in the list."""
-    edges: list[object] = []
+    edges: list[GradientEdge] = []
     places: list[list[int | None]] = []
     for call in tape.calls:
         row: list[int | None] = []
@@ -256,7 +255,7 @@ def _structured_factors(
 
 def _needed(
     tape: Tape, structure: Structure, targets: dict[int, str]
-) -> tuple[list[int], list[list[object]]]:
+) -> tuple[list[int], list[list[GradientEdge]]]:
     """The calls that use a wanted parameter, and the gradient edges of each."""
     calls, edges = [], []
     for index, call in enumerate(tape.calls):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.batched import batched_grad
@@ -94,9 +95,7 @@ class Collector:
     def finish(self) -> list[tuple[Tensor, Factor]]:
         """The factors of the operation's parameters."""
         if self._rows is not None:
-            return [
-                (tensor, Dense(rows, tensor.shape)) for tensor, rows in self._rows.values()
-            ]
+            return [(tensor, Dense(rows, tensor.shape)) for tensor, rows in self._rows.values()]
         if all(buffer is None for buffer in self._buffers):
             return []
         found = None if self._buffers[0] is None else self._apply(self._buffers[0])
@@ -127,8 +126,12 @@ class Collector:
         return rows
 
 
-def sweep(outputs: Tensor, edges: Sequence[Sequence[object]], columns: Tensor,
-          collectors: Sequence[Collector]) -> None:
+def sweep(
+    outputs: Tensor,
+    edges: Sequence[Sequence[GradientEdge]],
+    columns: Tensor,
+    collectors: Sequence[Collector],
+) -> None:
     """Backpropagate columns to the operations.
 
     Args:
@@ -143,7 +146,11 @@ def sweep(outputs: Tensor, edges: Sequence[Sequence[object]], columns: Tensor,
         return
     for place, column in enumerate(columns):
         grads = torch.autograd.grad(
-            outputs, flat, column, retain_graph=True, allow_unused=True  # type: ignore[arg-type]
+            outputs,
+            flat,
+            column,
+            retain_graph=True,
+            allow_unused=True,
         )
         _deliver(collectors, list(grads), place)
 
@@ -173,6 +180,3 @@ def _prefers_rows(factor: Factor) -> bool:
     if isinstance(factor, Shift):
         return factor.columns.shape[3] > 1
     return True
-
-
-__all__ = ["Collector", "sweep"]

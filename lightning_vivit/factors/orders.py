@@ -81,7 +81,9 @@ def by_rows(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
     assert total is not None
     if first.offset:
         left, right = first.columns.sum(4).flatten(2), second.columns.sum(4).flatten(2)
-        total.add_(multiply_rows(left, left if first is second else right, mode), alpha=first.offset)
+        total.add_(
+            multiply_rows(left, left if first is second else right, mode), alpha=first.offset
+        )
     return total
 
 
@@ -153,7 +155,7 @@ def multiply_rows(left: Tensor, right: Tensor, mode: str) -> Tensor:
 
 
 def symmetric_product(rows: Tensor) -> Tensor:
-    """rows @ rows^T, computing little more than the lower triangle.
+    """Rows @ rows^T, computing little more than the lower triangle.
 
     Args:
         rows: [R, P].

@@ -115,7 +115,7 @@ class CrossEntropy(SampleLoss):
         return -torch.where(self._targets == 0, 0.0, self._targets * logs).sum(-1)
 
     def _position_gradients(self) -> Tensor:
-        """w p - t of every position as p_c (w - t_c) - t_c (1 - p_c), [N*T, L, C]."""
+        """W p - t of every position as p_c (w - t_c) - t_c (1 - p_c), [N*T, L, C]."""
         others = self._total - self._targets
         return self._probabilities * others - self._targets * self._complements
 

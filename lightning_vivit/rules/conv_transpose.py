@@ -37,8 +37,8 @@ def transposed_convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
             pads,
             as_tuple(dilation, rank),
         )  # [N*D*T, O, *k, *windows]
-        places = tuple(slice(0, size) for size in maps.shape[2:])
-        side = side[(..., *places)]  # output padding adds windows that no input produced
+        for place, size in enumerate(maps.shape[2:]):  # output padding adds windows that no
+            side = side.narrow(2 + rank + place, 0, size)  # input produced
         taps = torch.Size(kernel).numel()
         side = side.reshape(n, d, count, groups, channels // groups * taps, length)
         side = side.movedim(2, 4).flatten(4)  # [N, D, G, A, T*L]

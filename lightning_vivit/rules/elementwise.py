@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,13 +79,13 @@ _IN_PLACE = {
 
 
 def _slope(use: Use, tensor: Tensor, shape: torch.Size) -> Tensor | None:
-    """d output / d parameter at every entry of the output, or a scalar 1."""
+    """D output / d parameter at every entry of the output, or a scalar 1."""
     call = use.call
     if call.function in _SUMS and not call.kwargs:
         others = [argument for argument in call.args if argument is not tensor]
         if len(others) == 1:
             return use.columns.new_ones(())
-    function = _IN_PLACE.get(call.function, call.function)
+    function: Callable[..., Any] = _IN_PLACE.get(call.function, call.function)
     with torch.enable_grad():
         leaf = tensor.detach().expand(shape).clone().requires_grad_()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.axes import SampleAxis
-from lightning_vivit.factors import Factor, OuterProduct, Shift
+from lightning_vivit.factors import Factor, OuterProduct
 from lightning_vivit.rules.broadcast import broadcasts_over_samples, reduce_columns
 from lightning_vivit.rules.registry import Use, register_rule
 
@@ -42,7 +42,7 @@ def matmul(use: Use) -> list[tuple[Tensor, Factor]] | None:
 
 @register_rule(torch.addmm, Tensor.addmm)
 def addmm(use: Use) -> list[tuple[Tensor, Factor]] | None:
-    """bias + data @ weight."""
+    """Bias + data @ weight."""
     if use.call.kwargs or len(use.call.args) != 3:
         return None
     bias, first, second = use.call.args
@@ -95,9 +95,7 @@ def _two_operands(
     axis = SampleAxis(other.index(sample), use.axis.num_samples, use.axis.minor)
     samples = axis.split(data.detach())  # [N, *other with T on the sample letter]
     spare = _spare(own + other + output)
-    samples = torch.einsum(
-        f"{spare[0]}{other}->{spare[0]}{shared}{inner}{sample}{places}", samples
-    )
+    samples = torch.einsum(f"{spare[0]}{other}->{spare[0]}{shared}{inner}{sample}{places}", samples)
     columns = torch.einsum(
         f"{spare[0]}{spare[1]}{output}->{spare[0]}{spare[1]}{shared}{outer}{sample}{places}",
         use.columns,
@@ -124,6 +122,3 @@ def _size(sizes: dict[str, int], names: str) -> int:
 
 def _spare(used: str) -> list[str]:
     return [letter for letter in string.ascii_letters if letter not in used][:2]
-
-
-__all__ = ["Shift", "addmm", "einsum", "matmul"]

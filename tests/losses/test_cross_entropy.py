@@ -108,7 +108,7 @@ def test_nll_loss(case, reduction):
 
 def test_nll_loss_of_raw_scores_is_refused():
     logits, labels = logits_and_labels((N, C))
-    with pytest.raises(ProblemError, match="not log-probabilities.*log_softmax"):
+    with pytest.raises(ProblemError, match=r"not log-probabilities.*log_softmax"):
         make_loss(LossCall("nll_loss", logits, labels, {"traced": False}), SampleLayout(N))
 
 

@@ -154,6 +154,8 @@ def test_wrong_reduction():
 
 
 def test_unknown_loss():
-    with pytest.raises(ProblemError, match="'huber_loss' is not known.*explicit Problem") as caught:
+    with pytest.raises(
+        ProblemError, match=r"'huber_loss' is not known.*explicit Problem"
+    ) as caught:
         make_loss(LossCall("huber_loss", draw((N, C)), draw((N, C), 1)), SampleLayout(N))
     assert all(name in str(caught.value) for name in SUPPORTED)

@@ -1,0 +1,90 @@
+"""The `lightning-vivit` command, run as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "digits.yaml"
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-m", "lightning_vivit.cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def expected_keys() -> set[str]:
+    options = {
+        entry["class_path"].rpartition(".")[2]: entry["init_args"]["k"]
+        for entry in yaml.safe_load(CONFIG.read_text())["trainer"]["callbacks"]
+    }
+    keys = {"ggn/trace", "ggn/effective_rank", "ggn/sharpness_lr", "ggn/subspace_overlap"}
+    keys |= {f"ggn/eigenvalue_{i}" for i in range(1, options["GGNSpectrumMonitor"] + 1)}
+    keys |= {"directions/gradient_share"}
+    for i in range(1, options["DirectionalDerivativesMonitor"] + 1):
+        for name in ("gamma_mean", "gamma_snr", "lambda_mean", "lambda_snr", "newton_step"):
+            keys.add(f"directions/{name}_{i}")
+    keys |= {f"ntk/eigenvalue_{i}" for i in range(1, options["NTKMonitor"] + 1)}
+    for name in ("trace", "condition_number", "effective_rank", "alignment"):
+        keys.add(f"ntk/{name}")
+    return keys | {"ntk/distance_first", "ntk/distance_previous"}
+
+
+def test_main_job_writes_every_key_and_says_where_to_look(tmp_path: Path) -> None:
+    out = run("fit", f"--config={CONFIG}", "--trainer.max_epochs=2", cwd=tmp_path)
+    directory = tmp_path / "logs" / "digits" / "version_0"
+    assert f"Logs: {directory}" in out
+    assert f"tensorboard --logdir {directory}" in out
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()
+    assert expected_keys() <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("ggn/eigenvalue_1")] == [0, 10, 20]
+    histograms = {"ggn/eigenvalues_log10", "directions/gamma_1", "directions/lambda_1"}
+    assert histograms | {"ntk/eigenvalues_log10"} <= set(tags["histograms"])
+
+
+def test_short_name_and_options(tmp_path: Path) -> None:
+    out = run(
+        "fit",
+        f"--config={CONFIG}",
+        "--trainer.callbacks+=GGNSpectrumMonitor",
+        "--trainer.callbacks.k=3",
+        "--trainer.callbacks.prefix=again/",
+        "--print_config",
+        cwd=tmp_path,
+    )
+    callbacks = yaml.safe_load(out)["trainer"]["callbacks"]
+    assert callbacks[-1]["class_path"].endswith("GGNSpectrumMonitor")
+    assert callbacks[-1]["init_args"]["k"] == 3
+    assert callbacks[-1]["init_args"]["prefix"] == "again/"
+
+
+@pytest.mark.parametrize(
+    "name", ["GGNSpectrumMonitor", "DirectionalDerivativesMonitor", "NTKMonitor"]
+)
+def test_help_shows_every_option_with_its_text(name: str, tmp_path: Path) -> None:
+    out = run("fit", f"--trainer.callbacks.help={name}", cwd=tmp_path)
+    flat = " ".join(out.split())
+    for option in ("k", "every_n_steps", "data", "max_samples", "param_groups", "on_error"):
+        assert f"--trainer.callbacks.{option} " in flat
+    assert "slopes and curvatures" in flat or "eigenvalues" in flat
+    assert "Upper limit of samples" in flat
+
+
+def test_another_project_uses_the_class_path(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "from lightning.pytorch.cli import LightningCLI\n"
+        "from lightning.pytorch.demos.boring_classes import DemoModel, BoringDataModule\n"
+        "LightningCLI(DemoModel, BoringDataModule)\n"
+    )
+    command = [sys.executable, "train.py", "fit", "--print_config"]
+    command.append("--trainer.callbacks+=lightning_vivit.GGNSpectrumMonitor")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "GGNSpectrumMonitor" in done.stdout
