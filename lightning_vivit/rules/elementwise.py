@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,7 +84,8 @@ def _slope(use: Use, tensor: Tensor, shape: torch.Size) -> Tensor | None:
         others = [argument for argument in call.args if argument is not tensor]
         if len(others) == 1:
             return use.columns.new_ones(())
-    function: Callable[..., Any] = _IN_PLACE.get(call.function, call.function)
+    in_place: dict[Any, Any] = _IN_PLACE
+    function = in_place.get(call.function, call.function)
     with torch.enable_grad():
         leaf = tensor.detach().expand(shape).clone().requires_grad_()
 
