@@ -91,7 +91,7 @@ def plan_passes(
         ProblemError: Even one column at a time does not fit; the message says what would.
     """
     room = budget - fixed
-    bundles = _bundles(tape, structure, names)
+    bundles = _bundles(tape, structure, names, num_samples)
     sizes = {
         bundle: int(_COPIES * itemsize * num_columns * entries)
         for bundle, entries in bundles.items()
@@ -118,7 +118,7 @@ def plan_passes(
 
 
 def _bundles(
-    tape: Tape, structure: Structure, names: Sequence[str]
+    tape: Tape, structure: Structure, names: Sequence[str], num_samples: int
 ) -> Mapping[tuple[str, ...], int]:
     """Parameters that must be formed together, with the column entries of their operations."""
     owner = {name: name for name in names}
@@ -141,12 +141,12 @@ def _bundles(
         first = root(users[0])
         for name in users[1:]:
             owner[root(name)] = first
-        size = sum(output.shape.numel() for output in call.outputs if output is not None)
-        size += max((t.numel() for t in inputs if id(t) not in known), default=0) // 8
-        entries[first] += size
+        columns = sum(output.shape.numel() for output in call.outputs if output is not None)
+        rows = num_samples * sum(tape.parameters[name].numel() for name in users)
+        entries[first] += min(columns, rows)  # the smaller of the two is kept
     for name in structure.dense:
         if name in entries:
-            entries[name] += tape.parameters[name].numel()
+            entries[name] += num_samples * tape.parameters[name].numel()
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(root(name), []).append(name)

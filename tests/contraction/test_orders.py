@@ -1,0 +1,107 @@
+"""Every order of contraction against every other and against explicit rows."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from lightning_vivit.factors import MODES, ORDERS, OuterProduct, Shift, add_uses, contract
+from lightning_vivit.factors.planning import Size, choose_order, predicted_costs
+
+SIZES = list(itertools.product([1, 3], [1, 2], [1, 4], [1, 5]))  # D, G, L, A
+
+
+def factor(n: int, d: int, g: int, a: int, b: int, length: int, seed: int, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(n, d, g, a, length, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(n, g, b, length, generator=generator, dtype=torch.float64)
+    return OuterProduct(columns, inputs, torch.Size([g * a, b]), offset=offset)
+
+
+def explicit(first: OuterProduct, second: OuterProduct, mode: str) -> torch.Tensor:
+    left = torch.einsum("ndgal,ngbl->ndgab", first.columns, first.inputs).flatten(2)
+    right = torch.einsum("ndgal,ngbl->ndgab", second.columns, second.inputs).flatten(2)
+    if first.offset:
+        left = torch.cat([left, first.columns.sum(4).flatten(2)], 2)
+        right = torch.cat([right, second.columns.sum(4).flatten(2)], 2)
+    full = torch.einsum("ncp,mdp->ncmd", left, right)
+    if mode == "full":
+        return full
+    diagonal = torch.einsum("ndmd->nmd", full)
+    return diagonal if mode == "diagonal" else diagonal.sum(-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("d", "g", "length", "a"), SIZES)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_orders_agree(mode: str, order: str, d: int, g: int, length: int, a: int, offset: float):
+    if offset and g > 1:
+        offset = 0.0
+    first = factor(4, d, g, a, 6, length, 0, offset)
+    second = factor(3, d, g, a, 6, length, 1, offset)
+    torch.testing.assert_close(
+        contract(first, second, mode, order), explicit(first, second, mode), rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        contract(first, first, mode, order), explicit(first, first, mode), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_symmetric_products_in_blocks(order: str) -> None:
+    big = factor(70, 5, 1, 20, 30, 2, 0)
+    torch.testing.assert_close(contract(big, big, "full", order), explicit(big, big, "full"))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_of_different_width(order: str) -> None:
+    whole = factor(4, 5, 1, 3, 6, 4, 0)
+    parts = [
+        OuterProduct(whole.columns[:, i], whole.inputs, whole.shape)
+        for i in (slice(0, 2), slice(2, 5))
+    ]
+    rows = [torch.cat([contract(p, q, "full", order) for q in parts], 3) for p in parts]
+    torch.testing.assert_close(torch.cat(rows, 1), explicit(whole, whole, "full"))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("length", [1, 4])
+def test_weighted_sum_is_that_of_the_rows(transposed: bool, length: int) -> None:
+    some = factor(4, 3, 2, 5, 6, length, 0)
+    shape = torch.Size([2 * 6, 5] if transposed else [2 * 5, 6])
+    some = OuterProduct(some.columns, some.inputs, shape, transposed)
+    weights = torch.randn(4, 3, 2, dtype=torch.float64)
+    expected = torch.einsum("ndk,ndp->kp", weights, some.rows()).reshape(2, *shape)
+    torch.testing.assert_close(some.weighted_sum(weights), expected)
+    shift = Shift(some.columns[:, :, 0], torch.Size([5]))
+    expected = torch.einsum("ndk,nda->ka", weights, some.columns[:, :, 0].sum(3))
+    torch.testing.assert_close(shift.weighted_sum(weights), expected)
+
+
+def test_uses_are_summed_before_they_are_contracted() -> None:
+    one, two = factor(4, 3, 1, 5, 6, 2, 0), factor(4, 3, 1, 5, 6, 3, 1)
+    both = add_uses([one, two])
+    assert isinstance(both, OuterProduct)
+    rows = one.rows() + two.rows()
+    torch.testing.assert_close(both.rows(), rows)
+    torch.testing.assert_close(contract(both, both), torch.einsum("ncp,mdp->ncmd", rows, rows))
+    turned = OuterProduct(two.columns, two.inputs, two.shape, transposed=True)
+    mixed = add_uses([one, turned])
+    torch.testing.assert_close(mixed.rows(), one.rows() + turned.rows())
+
+
+def test_choice_follows_the_shapes() -> None:
+    def chosen(n, d, a, b, length):
+        size = Size(n, n, d, d, 1, a, b, length, True, "full")
+        costs = predicted_costs(size)
+        return min(costs, key=costs.get)
+
+    assert chosen(128, 10, 512, 784, 1) == "kernels"
+    assert chosen(32, 10, 64, 576, 64) in ("rows", "inputs_first")
+    assert chosen(64, 10, 64, 75, 784) == "rows"
+    assert chosen(16, 10, 512, 4608, 16) == "inputs_first"
+    some = factor(4, 3, 1, 5, 6, 1, 0)
+    assert choose_order(some, some, "full") in ORDERS
