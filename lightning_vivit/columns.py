@@ -18,9 +18,27 @@ def unit_columns(outputs: Tensor, layout: SampleLayout) -> Tensor:
     Returns:
         [D, *outputs shape]: column d is 1 at output d of every sample.
     """
-    n, d = layout.flatten(outputs.detach()).shape
-    eye = torch.eye(d, dtype=outputs.dtype, device=outputs.device)
-    return torch.stack([layout.unflatten(row.expand(n, d), outputs.shape) for row in eye])
+    depth = outputs.numel() // layout.num_samples
+    return shared_columns(
+        outputs, layout, torch.eye(depth, dtype=outputs.dtype, device=outputs.device)
+    )
+
+
+def shared_columns(outputs: Tensor, layout: SampleLayout, columns: Tensor) -> Tensor:
+    """The same columns for all samples.
+
+    Args:
+        outputs: The outputs.
+        layout: Samples and positions of the outputs.
+        columns: [D, D'].
+
+    Returns:
+        [D', *outputs shape].
+    """
+    n = layout.num_samples
+    return torch.stack(
+        [layout.unflatten(column.expand(n, -1), outputs.shape) for column in columns.T]
+    )
 
 
 def sampled_columns(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_vivit.backends.autograd import locate_samples
 from lightning_vivit.batched import batched_grad
-from lightning_vivit.columns import sampled_columns, unit_columns
+from lightning_vivit.columns import sampled_columns, shared_columns, unit_columns
 from lightning_vivit.directions import Damping, Directions, directions_from_gram
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
@@ -60,6 +60,7 @@ class Evaluation:
         blocks: dict[str, _Block],
         kernels: Kernels,
         unused: Sequence[str],
+        basis: Tensor | None,
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
         self._tape = recording.tape
@@ -68,8 +69,9 @@ class Evaluation:
         self._root = root
         self._blocks = blocks
         self._plan = kernels.plan
-        self._factors: dict[str, Factor] | None = None  # of unit columns, if all were kept
-        if all(block.kernel is not None for block in blocks.values()):
+        self._basis = basis
+        self._factors: dict[str, Factor] | None = None  # of shared columns, if all were kept
+        if basis is not None or all(block.kernel is not None for block in blocks.values()):
             self._factors = kernels.factors
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
@@ -118,8 +120,8 @@ class Evaluation:
         kernel = self._block(group).kernel
         if kernel is None:
             raise OptionError(
-                "The NTK needs exact columns, got Monte-Carlo columns. Evaluate with "
-                "columns='exact'."
+                "This evaluation has no NTK: it has Monte-Carlo columns, or only those that the "
+                "loss sees. Evaluate with columns='exact' and kernel=True."
             )
         if mode == "full":
             return kernel.permute(0, 2, 1, 3)
@@ -326,10 +328,13 @@ class Evaluation:
         """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
         names = self._block(group).names
         if self._factors is not None:
+            weights = coefficients.to(self._live_outputs.dtype)
+            if self._basis is not None:
+                weights = torch.einsum("de,ndk->nek", self._basis, weights)
             return {
-                name: self._factors[name].weighted_sum(coefficients.to(self._live_outputs.dtype))
+                name: self._factors[name].weighted_sum(weights)
                 if name in self._factors
-                else self._zeros(name, coefficients.shape[2])
+                else self._zeros(name, weights.shape[2])
                 for name in names
             }
         parameters = [self._tape.parameters[name] for name in names]
@@ -357,6 +362,7 @@ def evaluate(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
+    kernel: bool = True,
 ) -> Evaluation:
     """Run a problem once and keep its kernels.
 
@@ -369,6 +375,8 @@ def evaluate(
         dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
         max_memory: Bytes that may be used over the model's forward pass; None for half of what
             is free on the device.
+        kernel: Whether `Evaluation.ntk` will be asked for. Without it only the output directions
+            that the loss sees are backpropagated (C - 1 of C for cross-entropy).
 
     Returns:
         The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
@@ -396,7 +404,12 @@ def evaluate(
             root = loss.hessian_root() if columns == "exact" else None
             root = loss.sampled_root(mc_samples, generator) if root is None else root
             root = _finite(root, "Hessian").to(small)
-        if columns == "exact":
+        basis = None
+        if columns == "exact" and loss is not None and not kernel:
+            basis = loss.basis()
+        if basis is not None:
+            cotangents = shared_columns(outputs, layout, basis)
+        elif columns == "exact":
             cotangents = unit_columns(outputs, layout)
         else:
             if root is None or gradient is None:
@@ -406,14 +419,18 @@ def evaluate(
         kernels = compute_kernels(task, max_memory=max_memory)
         blocks = {}
         for group, names in groups.items():
-            kernel = kernels.blocks[group]
+            block = kernels.blocks[group]
             if columns == "mc":
-                blocks[group] = _Block(names, None, kernel.to(small))
+                blocks[group] = _Block(names, None, block.to(small))
             elif root is None or gradient is None:
-                blocks[group] = _Block(names, kernel, None)
+                blocks[group] = _Block(names, block, None)
+            elif basis is None:
+                blocks[group] = _Block(names, block, weigh_kernel(block, root, gradient))
             else:
-                blocks[group] = _Block(names, kernel, weigh_kernel(kernel, root, gradient))
-    return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused)
+                seen = basis.to(small)
+                weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
+                blocks[group] = _Block(names, None, weighted)
+    return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused, basis)
 
 
 def cross_kernel(

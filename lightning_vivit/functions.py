@@ -252,7 +252,7 @@ def _evaluate(
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    return evaluate(problem, param_groups=param_groups, dtype=dtype)
+    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False)
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

@@ -68,6 +68,7 @@ class Monitor(Callback):
 
     section: str  # first part of every key
     mc_samples = 0  # 0: exact columns
+    needs_kernel = False  # whether `measure` asks for the NTK
 
     def __init__(
         self,
@@ -172,7 +173,8 @@ class Monitor(Callback):
         )
         self._start_over()
         if monitors and monitors[0] is self:
-            session = Session(last=monitors[-1])
+            needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
+            session = Session(last=monitors[-1], kernel_requests=needs)
             for monitor in monitors:
                 monitor._session = session
 

@@ -43,6 +43,7 @@ class NTKMonitor(Monitor):
     """
 
     section = "ntk"
+    needs_kernel = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ evaluation each; in particular monitors with different parameter groups do not s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -47,10 +47,12 @@ class Session:
 
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
+        kernel_requests: Requests that need the NTK, which the other monitors can do without.
     """
 
-    def __init__(self, last: object) -> None:
+    def __init__(self, last: object, kernel_requests: Iterable[Request] = ()) -> None:
         self.last = last
+        self._kernel_keys = {request.key for request in kernel_requests}
         self._probes: dict[tuple[Any, ...], Any] = {}
         self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
@@ -86,7 +88,8 @@ class Session:
         found = self._results.get(request.key)
         if found is None:
             try:
-                found = self._run(request, module, clone_tensors(batch), batch_idx, seed)
+                kernel = request.key in self._kernel_keys
+                found = self._run(request, module, clone_tensors(batch), batch_idx, seed, kernel)
             except Exception as error:
                 found = error
             self._results[request.key] = found
@@ -125,9 +128,15 @@ class Session:
 
     @staticmethod
     def _run(
-        request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
+        request: Request,
+        module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        seed: int,
+        kernel: bool,
     ) -> Evaluation:
         options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
+        options["kernel"] = kernel
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples

@@ -38,6 +38,14 @@ class SampleLoss(ABC):
     def hessian_root(self) -> Tensor:
         """Roots S_n with S_n S_n^T the Hessian of l_n with respect to f_n, [N, D, M]."""
 
+    def basis(self) -> Tensor | None:
+        """Orthonormal columns that span all gradients r_n and all roots S_n, if fewer than D do.
+
+        Returns:
+            [D, D'] with D' < D, the same for all samples; None if all D directions matter.
+        """
+        return None
+
     @abstractmethod
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Random roots whose product S_n S_n^T is the Hessian on average.

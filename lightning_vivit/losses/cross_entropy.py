@@ -144,6 +144,20 @@ class CrossEntropy(SampleLoss):
         same_position.copy_(blocks.permute(0, 3, 4, 1, 2))
         return root.reshape(n, t * c * length, t * c * length).to(self._dtype)
 
+    def basis(self) -> Tensor | None:
+        """Logits may be shifted without an effect: C - 1 directions for each position matter."""
+        rows, length, c = self._logits.shape
+        if c == 1:
+            return None
+        t = rows // self._layout.num_samples
+        like = self._logits
+        centred = torch.eye(c, dtype=torch.float64) - 1 / c
+        block = torch.linalg.eigh(centred).eigenvectors[:, 1:].to(like)  # [C, C-1]
+        basis = like.new_zeros(t, c, length, t, c - 1, length)
+        same_position = basis.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)  # [C, C-1, T, L]
+        same_position.copy_(block[:, :, None, None].expand_as(same_position))
+        return basis.reshape(t * c * length, t * (c - 1) * length).to(self._dtype)
+
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns sqrt(w) (p - onehot(y)) / sqrt(M) with y drawn from p at each position."""
         check_mc_samples(mc_samples)

@@ -13,6 +13,7 @@ from exactness.reference import Reference, case, jacobian, names, parameter_slic
 from torch import Tensor
 
 from lightning_vivit import (
+    Evaluation,
     Problem,
     directional_derivatives,
     empirical_ntk,
@@ -114,7 +115,12 @@ def test_kernel(name: str) -> None:
 def test_spectrum_directions_and_step(name: str, loss: str, reduction: str) -> None:
     found = case(name)
     function, targets, expected = loss_on(name, loss, reduction)
-    result = evaluate(Problem(found.model, function, found.inputs, targets, reduction=reduction))
+    problem = Problem(found.model, function, found.inputs, targets, reduction=reduction)
+    for kernel in (True, False):  # all outputs, or the directions that the loss sees
+        check_evaluation(name, loss, evaluate(problem, kernel=kernel), expected)
+
+
+def check_evaluation(name: str, loss: str, result: Evaluation, expected: Reference) -> None:
     values = result.eigenvalues()
     close(values, expected.eigenvalues(values.numel()))
     close(result.gradient_norm_squared(), expected.gradient.square().sum())
@@ -129,10 +135,11 @@ def test_spectrum_directions_and_step(name: str, loss: str, reduction: str) -> N
     close(directions.lambdas, expected.lambdas(k))
     close(directions.curvatures(), expected.values[-k:])
     step = result.newton_step(k=k, damping=0.1)
-    flat = torch.cat([step[key].flatten() for key in names(found.model)])
+    model = case(name).model
+    flat = torch.cat([step[key].flatten() for key in names(model)])
     close(flat, expected.newton_step(k, 0.1))
     vectors = result.eigenvectors(k=k)
-    top = torch.cat([vectors[key].flatten(1) for key in names(found.model)], dim=1)  # [k, P]
+    top = torch.cat([vectors[key].flatten(1) for key in names(model)], dim=1)  # [k, P]
     close(top.T @ top, expected.vectors[:, -k:] @ expected.vectors[:, -k:].T)
 
 
