@@ -1,4 +1,4 @@
-"""The networks and batches that are timed."""
+"""The networks and batches that are timed: scikit-learn's digits, enlarged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 
@@ -120,7 +121,22 @@ def build(short: str) -> Workload:
     torch.manual_seed(0)
     make, shape, split = BUILD[name]
     model = make().eval()
-    return Workload(name, model, torch.randn(shape), torch.randint(0, 10, (shape[0],)), split)
+    images, targets = digits(shape[0])
+    if len(shape) == 4:
+        inputs = F.interpolate(images, shape[2:], mode="bilinear").expand(shape).contiguous()
+    elif len(shape) == 3:  # one token for each pixel, embedded with its position at random
+        pixels = images.flatten(1).unsqueeze(2)
+        inputs = pixels * torch.randn(shape[2]) + torch.randn(shape[1], shape[2])
+    else:
+        inputs = F.interpolate(images, (28, 28), mode="bilinear").flatten(1)
+    return Workload(name, model, inputs, targets, split)
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    """Standardised images [count, 1, 8, 8] of scikit-learn's digits, and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    data = torch.as_tensor(images[:count]).float().reshape(-1, 1, 8, 8)
+    return (data - data.mean()) / data.std(), torch.as_tensor(labels[:count]).long()
 
 
 def training_step(work: Workload) -> Callable[[], None]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_vivit.factors.outer import OuterProduct
 
 _CHUNK_ENTRIES = 1 << 22  # entries of temporary rows held at once (16 MB in float32)
-_BLOCKS = 4  # row blocks of a symmetric product
+_BLOCKS = 6  # row blocks of a symmetric product
+_WIDTH = 256  # columns of a product of input kernels
 
 
 def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
@@ -97,15 +98,24 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     symmetric = first is second
     side = first.columns.movedim(2, 1).reshape(n, groups, c * a, length)
     inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
+    others = second.inputs.permute(1, 2, 0, 3).contiguous()  # [G, B, M, L]
+    block_size = max(1, _WIDTH // length)
+    kernels = inputs.new_empty(0)
     shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
     for index in range(m):
         start = index if symmetric else 0
         count = n - start
-        kernel = torch.matmul(inputs[start:], second.inputs[index])  # [n, G, L, L]
-        if first.offset:
-            kernel += first.offset
-        partial = torch.bmm(side[start:].flatten(0, 1), kernel.flatten(0, 1))
+        if index % block_size == 0:  # input kernels of several samples in one large product
+            right = others[:, :, index : index + block_size].flatten(2)  # [G, B, m*L]
+            left = inputs[start:].transpose(0, 1).flatten(1, 2)  # [G, n*L, B]
+            kernels = torch.bmm(left, right).reshape(groups, count, length, -1, length)
+            if first.offset:
+                kernels += first.offset
+        kernel = kernels[:, kernels.shape[1] - count :, :, index % block_size]  # [G, n, L, L]
+        partial = torch.bmm(
+            side[start:].flatten(0, 1), kernel.transpose(0, 1).reshape(-1, length, length)
+        )
         partial = partial.reshape(count, groups, c, a * length)
         columns = second.columns[index].transpose(0, 1).reshape(groups, d, a * length)
         if mode == "trace":
