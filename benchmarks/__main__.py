@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from benchmarks.measure import compare, peak_memory
 from benchmarks.tasks import OURS, PEERS
 from benchmarks.workloads import SHORT, build, training_step
@@ -110,7 +111,9 @@ def report(row: dict[str, Any]) -> None:
         return
     text = f"{start} ours {row['ours_s']:8.3f} s  peer {row['peer_s']:8.3f} s"
     if "steps" in row:
-        text += f"  = {row['steps']:6.1f} training steps, {row['memory_mib']:6.0f} MiB over the model"
+        text += (
+            f"  = {row['steps']:6.1f} training steps, {row['memory_mib']:6.0f} MiB over the model"
+        )
     else:
         text += f"  ratio {row['ratio']:7.2f}  deviation {row['deviation']:.1e}"
     print(text, flush=True)

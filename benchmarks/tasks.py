@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.workloads import Workload
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
+from benchmarks.workloads import Workload
 from lightning_vivit import Problem, empirical_ntk, evaluate
 
 K = 10

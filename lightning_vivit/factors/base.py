@@ -51,6 +51,17 @@ class Factor(ABC):
             [K, *shape]: sum over n and c of coefficients[n, c, k] times row (n, c).
         """
 
+    def products(self, vectors: Tensor) -> Tensor:
+        """Scalar products of all rows with vectors in parameter space.
+
+        Args:
+            vectors: [K, *shape].
+
+        Returns:
+            [N, D, K].
+        """
+        return self.rows() @ vectors.flatten(1).T
+
 
 class Dense(Factor):
     """Explicit rows, for parameters of few entries and for everything without structure."""

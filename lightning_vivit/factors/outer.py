@@ -89,6 +89,17 @@ class OuterProduct(Factor):
             total = total.transpose(2, 3)
         return total.reshape(k, *self.shape)
 
+    def products(self, vectors: Tensor) -> Tensor:
+        """Scalar products of all rows with vectors [K, *shape]: [N, D, K]."""
+        groups, a = self.columns.shape[2:4]
+        k, b = vectors.shape[0], self.inputs.shape[2]
+        if self.transposed:
+            parts = vectors.reshape(k, groups, b, a).transpose(2, 3)
+        else:
+            parts = vectors.reshape(k, groups, a, b)
+        seen = torch.einsum("kgab,ngbl->nkgal", parts, self.inputs)
+        return torch.einsum("ndgal,nkgal->ndk", self.columns, seen)
+
     def joins(self, other: Factor) -> bool:
         """Whether `other` is a further use of the same weight with the same form."""
         return (

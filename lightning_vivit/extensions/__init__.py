@@ -1,0 +1,5 @@
+"""BackPACK extensions that give the GGN's factor V and its Gram matrix."""
+
+from lightning_vivit.extensions.secondorder.vivit import ViViTGGNExact, ViViTGGNMC
+
+__all__ = ["ViViTGGNExact", "ViViTGGNMC"]

@@ -1,0 +1,238 @@
+"""The extensions and computations under BackPACK against explicit Jacobians, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from backpack import backpack, extend
+from backpack_layers import NETWORKS, build
+from torch import Tensor, nn
+
+from lightning_vivit import OptionError
+from lightning_vivit.computations import (
+    DirectionalDampedNewtonComputation,
+    DirectionalDerivativesComputation,
+    EighComputation,
+    EigvalshComputation,
+)
+from lightning_vivit.extensions import ViViTGGNExact, ViViTGGNMC
+
+LOSSES = {"mse": nn.MSELoss, "cross_entropy": nn.CrossEntropyLoss}
+
+
+def jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
+    """[N, C, P] by one backward pass for each sample and output."""
+    parameters = list(model.parameters())
+    rows = []
+    for n in range(len(inputs)):
+        for value in model(inputs[n : n + 1]).flatten():
+            grads = torch.autograd.grad(value, parameters, retain_graph=True)
+            rows.append(torch.cat([grad.flatten() for grad in grads]))
+    return torch.stack(rows).reshape(len(inputs), -1, rows[0].numel()).detach()
+
+
+class Problem:
+    def __init__(self, name: str, loss: str, reduction: str) -> None:
+        self.model, self.inputs = build(name)
+        self.rows = jacobian(self.model, self.inputs)
+        n, c = self.rows.shape[:2]
+        generator = torch.Generator().manual_seed(0)
+        if loss == "mse":
+            self.targets = torch.randn(n, c, generator=generator).double()
+        else:
+            self.targets = torch.randint(0, c, (n,), generator=generator)
+        self.loss = LOSSES[loss](reduction=reduction)
+        outputs = self.model(self.inputs).detach().flatten()
+        shape = (n, c)
+
+        def of_outputs(flat: Tensor) -> Tensor:
+            return self.loss(flat.reshape(shape), self.targets)
+
+        flat = self.rows.flatten(0, 1)
+        hessian = torch.autograd.functional.hessian(of_outputs, outputs)
+        outputs.requires_grad_()
+        (gradient,) = torch.autograd.grad(of_outputs(outputs), outputs)
+        self.ggn = flat.T @ hessian @ flat
+        self.gradient = flat.T @ gradient
+        self.sample_gradients = n * torch.einsum("ncp,nc->np", self.rows, gradient.reshape(n, c))
+        blocks = hessian.reshape(n, c, n, c)
+        self.sample_hessians = n * torch.stack([blocks[i, :, i] for i in range(n)])
+        self.extended = extend(self.model), extend(self.loss)
+
+    def to_single(self) -> None:
+        self.model.float()
+        self.inputs = self.inputs.float()
+        if self.targets.is_floating_point():
+            self.targets = self.targets.float()
+
+    def backward(self, *extensions, hook=None) -> None:
+        value = self.loss(self.model(self.inputs), self.targets)
+        with backpack(*extensions, extension_hook=hook):
+            value.backward()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exact_factors(name: str, loss: str, reduction: str) -> None:
+    problem = Problem(name, loss, reduction)
+    tolerance = 1e-9
+    if name == "avg_pool":  # BackPACK 1.7.1 propagates through it in float32 only
+        problem.to_single()
+        tolerance = 1e-5
+    problem.backward(ViViTGGNExact())
+    parameters = list(problem.model.parameters())
+    found = [p.vivit_ggn_exact for p in parameters]
+    gram = sum(q["gram_mat"]() for q in found)
+    c, n = gram.shape[:2]
+    values = torch.linalg.eigvalsh(gram.reshape(c * n, c * n))
+    expected = torch.linalg.eigvalsh(problem.ggn)
+    count = min(values.numel(), expected.numel())
+    scale = expected[-1]
+    assert float((values[-count:] - expected[-count:]).abs().max() / scale) < tolerance
+    vectors = torch.randn(2, problem.ggn.shape[0], dtype=parameters[0].dtype)
+    parts = [
+        part.reshape(2, *p.shape)
+        for part, p in zip(vectors.split([p.numel() for p in parameters], 1), parameters)
+    ]
+    seen = sum(q["V_t_mat_prod"](part) for q, part in zip(found, parts))
+    assert seen.shape == (2, c, n)
+    again = torch.cat([q["V_mat_prod"](seen).flatten(1) for q in found], 1)
+    assert float((again - vectors.double() @ problem.ggn).abs().max() / scale) < tolerance
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["relu", "conv2d", "batch_norm_2d", "embedding"])
+def test_computations(name: str, loss: str) -> None:
+    problem = Problem(name, loss, "mean")
+    parameters = list(problem.model.parameters())
+    k = 2
+    group = {
+        "params": parameters,
+        "criterion": lambda values: list(range(values.numel() - k, values.numel())),
+        "damping": lambda values, vectors, gammas, lambdas: 0.1 * torch.ones_like(values),
+    }
+    values, vectors = torch.linalg.eigh(problem.ggn)
+    top, e = values[-k:], vectors[:, -k:]
+
+    computation = EigvalshComputation()
+    problem.backward(computation.get_extension(), hook=computation.get_extension_hook([group]))
+    assert torch.allclose(computation.get_result(group)[-k:], top, rtol=1e-9)
+
+    pairs = EighComputation()
+    problem.backward(pairs.get_extension(), hook=pairs.get_extension_hook([group]))
+    found, parts = pairs.get_result(group)
+    assert torch.allclose(found, top, rtol=1e-9)
+    flat = torch.cat([part.flatten(1) for part in parts], 1)
+    assert torch.allclose((flat @ e).abs(), torch.eye(k, dtype=torch.float64), atol=1e-7)
+
+    derivatives = DirectionalDerivativesComputation()
+    hook = derivatives.get_extension_hook([group])
+    problem.backward(*derivatives.get_extensions(), hook=hook)
+    gammas, lambdas = derivatives.get_result(group)
+    assert torch.allclose(gammas.abs(), (problem.sample_gradients @ e).abs(), rtol=1e-7, atol=1e-9)
+    seen = torch.einsum("ncp,pk->nck", problem.rows, e)
+    expected = torch.einsum("nck,ncd,ndk->nk", seen, problem.sample_hessians, seen)
+    assert torch.allclose(lambdas, expected, rtol=1e-7, atol=1e-9)
+    assert torch.allclose(lambdas.mean(0), top, rtol=1e-9)
+
+    newton = DirectionalDampedNewtonComputation()
+    problem.backward(*newton.get_extensions(), hook=newton.get_extension_hook([group]))
+    step = torch.cat([part.flatten() for part in newton.get_result(group)])
+    expected = -e @ ((e.T @ problem.gradient) / (top + 0.1))
+    assert torch.allclose(step, expected, rtol=1e-7, atol=1e-9)
+    for parameter in parameters:
+        assert not hasattr(parameter, "vivit_ggn_exact")
+
+
+def test_subsampling() -> None:
+    problem = Problem("relu", "cross_entropy", "mean")
+    ggn, grad = [0, 2], [1, 2, 3]
+    group = {"params": list(problem.model.parameters()), "criterion": lambda values: [-2, -1]}
+    computation = DirectionalDerivativesComputation(subsampling_grad=grad, subsampling_ggn=ggn)
+    hook = computation.get_extension_hook([group])
+    problem.backward(*computation.get_extensions(), hook=hook)
+    gammas, lambdas = computation.get_result(group)
+    rows = problem.rows[ggn]
+    part = torch.einsum("ncp,ncd,ndq->pq", rows, problem.sample_hessians[ggn], rows) / len(ggn)
+    values, vectors = torch.linalg.eigh(part)
+    e = vectors[:, -2:]
+    expected = (problem.sample_gradients[grad] @ e).abs()
+    assert torch.allclose(gammas.abs(), expected, rtol=1e-7, atol=1e-9)
+    assert lambdas.shape == (2, 2)
+    assert torch.allclose(lambdas.mean(0), values[-2:], rtol=1e-9)
+
+
+def test_blocks() -> None:
+    problem = Problem("conv2d", "cross_entropy", "mean")
+    groups = [{"params": [p]} for p in problem.model.parameters()]
+    computation = EigvalshComputation()
+    problem.backward(computation.get_extension(), hook=computation.get_extension_hook(groups))
+    start = 0
+    for group in groups:
+        size = group["params"][0].numel()
+        block = problem.ggn[start : start + size, start : start + size]
+        expected = torch.linalg.eigvalsh(block)[-1]
+        assert torch.allclose(computation.get_result(group)[-1], expected, rtol=1e-9)
+        start += size
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_monte_carlo_error_falls_like_one_over_root_m(loss: str) -> None:
+    problem = Problem("relu", loss, "mean")
+    parameters = list(problem.model.parameters())
+
+    def estimate(draws: int, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        problem.backward(ViViTGGNMC(mc_samples=draws))
+        eye = torch.eye(problem.ggn.shape[0], dtype=torch.float64)
+        parts = eye.split([p.numel() for p in parameters], 1)
+        seen = sum(
+            p.vivit_ggn_mc["V_t_mat_prod"](part.reshape(len(eye), *p.shape))
+            for p, part in zip(parameters, parts)
+        )
+        flat = seen.flatten(1)
+        return flat @ flat.T
+
+    assert torch.equal(estimate(3, 1), estimate(3, 1))
+    errors = []
+    for draws in (1, 10, 100, 1000):
+        each = [(estimate(draws, seed) - problem.ggn).norm() for seed in range(8)]
+        errors.append(float(torch.stack(each).mean() / problem.ggn.norm()))
+    for fewer, more in zip(errors, errors[1:], strict=False):
+        assert 0.5 < (fewer / more) / math.sqrt(10) < 2.0
+
+
+def test_directional_derivatives_with_several_draws() -> None:
+    problem = Problem("relu", "cross_entropy", "mean")
+    group = {"params": list(problem.model.parameters()), "criterion": lambda values: [-1]}
+    torch.manual_seed(0)
+    computation = DirectionalDerivativesComputation(mc_samples_ggn=300)
+    hook = computation.get_extension_hook([group])
+    problem.backward(*computation.get_extensions(), hook=hook)
+    _, lambdas = computation.get_result(group)
+    top = torch.linalg.eigvalsh(problem.ggn)[-1]
+    assert abs(float(lambdas.mean() / top) - 1) < 0.25
+
+
+def test_small_eigenvalues_warn() -> None:
+    problem = Problem("relu", "cross_entropy", "mean")
+    group = {"params": list(problem.model.parameters()), "criterion": lambda values: [0, -1]}
+    computation = EighComputation()
+    with pytest.warns(UserWarning, match="eigenvalues are small"):
+        problem.backward(computation.get_extension(), hook=computation.get_extension_hook([group]))
+
+
+def test_wrong_use() -> None:
+    model, _ = build("relu")
+    parameters = list(model.parameters())
+    with pytest.raises(OptionError, match="criterion"):
+        EighComputation().get_extension_hook([{"params": parameters}])
+    with pytest.raises(OptionError, match="two groups"):
+        EigvalshComputation().get_extension_hook([{"params": parameters}] * 2)
+    with pytest.raises(OptionError, match="twice"):
+        EigvalshComputation(subsampling=[0, 0])
+    with pytest.raises(KeyError, match="No results"):
+        EigvalshComputation().get_result({"params": parameters})
