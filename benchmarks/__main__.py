@@ -111,9 +111,7 @@ def report(row: dict[str, Any]) -> None:
         return
     text = f"{start} ours {row['ours_s']:8.3f} s  peer {row['peer_s']:8.3f} s"
     if "steps" in row:
-        text += (
-            f"  = {row['steps']:6.1f} training steps, {row['memory_mib']:6.0f} MiB over the model"
-        )
+        text += f"  = {row['steps']:6.1f} training steps, {row['memory_mib']:6.0f} MiB"
     else:
         text += f"  ratio {row['ratio']:7.2f}  deviation {row['deviation']:.1e}"
     print(text, flush=True)

@@ -26,15 +26,23 @@ def our_kernel(work: Workload) -> Task:
 
 def our_eigenpairs(work: Workload) -> Task:
     """Top-10 eigenpairs with the slope and the curvature of every sample."""
+    return _eigenpairs(work, "autograd")
 
+
+def _eigenpairs(work: Workload, backend: str) -> Task:
     def run() -> Tensor:
         problem = Problem(work.model, F.cross_entropy, work.inputs, work.targets)
-        found = evaluate(problem, kernel=False)
+        found = evaluate(problem, kernel=False, backend=backend)
         directions = found.directions(k=K)
         found.eigenvectors(k=K)
         return directions.eigenvalues
 
     return run
+
+
+def our_backpack_eigenpairs(work: Workload) -> Task:
+    """The same on the BackPACK backend."""
+    return _eigenpairs(work, "backpack")
 
 
 def our_eigenvalues(work: Workload) -> Task:
@@ -92,8 +100,20 @@ def func_products(work: Workload) -> Task:
 
 def vivit_kernel(work: Workload) -> Task:
     """ViViT 1.0.0's ViViTGGNExact under BackPACK, as in its tutorial."""
-    from backpack import backpack, extend
     from vivit.extensions.secondorder.vivit import ViViTGGNExact
+
+    return _extension_kernel(work, ViViTGGNExact)
+
+
+def our_extension_kernel(work: Workload) -> Task:
+    """Our ViViTGGNExact in the same BackPACK program."""
+    from lightning_vivit.extensions import ViViTGGNExact
+
+    return _extension_kernel(work, ViViTGGNExact)
+
+
+def _extension_kernel(work: Workload, extension: Any) -> Task:
+    from backpack import backpack, extend
 
     net, loss = extend(work.model), extend(nn.MSELoss(reduction="sum"))
 
@@ -106,13 +126,13 @@ def vivit_kernel(work: Workload) -> Task:
                 del p.vivit_ggn_exact
 
         net.zero_grad()
-        with backpack(ViViTGGNExact(), extension_hook=collect):
+        with backpack(extension(), extension_hook=collect):
             outputs = net(work.inputs)
             loss(outputs, torch.zeros_like(outputs)).backward()
         total = sum(grams)
         assert isinstance(total, Tensor)
-        split = work.split or len(work.inputs)
-        return 0.5 * torch.einsum("cndm->nmcd", total)[:split, split:]
+        kernel = 0.5 * torch.einsum("cndm->nmcd", total)
+        return kernel if work.split is None else kernel[: work.split, work.split :]
 
     return run
 
@@ -211,12 +231,15 @@ def nngeometry_kernel(work: Workload) -> Task:
     return run
 
 
+# name -> what of ours it is compared with, the peer, the workloads
 PEERS: dict[str, tuple[str, Callable[[Workload], Task], tuple[str, ...]]] = {
     "torch.func Jacobians": ("kernel", func_jacobians, ("cnn",)),
     "torch.func products": ("kernel", func_products, ("cnn",)),
     "ViViT kernel": ("kernel", vivit_kernel, ("cnn",)),
+    "ViViT's extension": ("extension", vivit_kernel, ("cnn", "mlp")),
     "nngeometry Gram": ("kernel", nngeometry_kernel, ("mlp", "resnet20")),
     "ViViT eigenvalues": ("eigenvalues", vivit_eigenvalues, ("mlp", "3c3d")),
+    "our BackPACK backend": ("eigenpairs", our_backpack_eigenpairs, ("mlp", "3c3d")),
     "curvlinops + eigsh": (
         "eigenpairs",
         curvlinops_eigenpairs,
@@ -232,4 +255,5 @@ OURS: dict[str, Callable[[Workload], Task]] = {
     "kernel": our_kernel,
     "eigenpairs": our_eigenpairs,
     "eigenvalues": our_eigenvalues,
+    "extension": our_extension_kernel,
 }

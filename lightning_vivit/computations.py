@@ -139,7 +139,7 @@ class _Computation:
     ) -> None:
         factor: Factor = quantities["factor"]
         block.missing.discard(id(parameter))
-        block.batch_size = module.input0.shape[0]
+        block.batch_size = vars(module)["input0"].shape[0]
         gram = contract(factor, factor)
         block.gram = gram if block.gram is None else block.gram + gram
         if self._wants_gradients:
@@ -262,7 +262,7 @@ class DirectionalDerivativesComputation(_Computation):
         warn_small_eigvals: Warn about eigenvalues below this; 0 never warns.
     """
 
-    _needs = ("params", "criterion")
+    _needs: tuple[str, ...] = ("params", "criterion")
     _wants_gradients = True
 
     def __init__(

@@ -6,13 +6,16 @@ Newton step and the NTK of the same batch are cheap linear algebra on it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_vivit.backends.autograd import locate_samples
+from lightning_vivit.axes import SampleAxis
+from lightning_vivit.backends.autograd import Structure, locate_samples, refuse_mixing
+from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.columns import sampled_columns, shared_columns, unit_columns
 from lightning_vivit.directions import Damping, Directions, directions_from_gram
@@ -26,6 +29,10 @@ from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
 
 COLUMNS = ("exact", "mc")
+BACKENDS = ("auto", "autograd", "backpack")
+_log = logging.getLogger(__name__)
+_SAID: set[str] = set()
+_NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,9 @@ class Evaluation:
     @property
     def num_directions(self) -> int:
         """N*M, the largest number of directions that can be asked for."""
-        return 0 if self._root is None else self.num_samples * self._root.shape[2]
+        if self._root is None:
+            raise OptionError(_NO_LOSS)
+        return self.num_samples * self._root.shape[2]
 
     def sample_targets(self) -> Tensor | None:
         """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
@@ -224,6 +233,21 @@ class Evaluation:
         weighted, scale = self._weighted(group)
         return weighted[:, -1, :, -1].sum() * scale**2
 
+    def gradient_norms(self, group: str = "all") -> Tensor:
+        """Norms of the per-sample gradients g_n with respect to the group, [N].
+
+        Their squares are the diagonal of the gradients' Gram matrix, which the kernel gives for
+        nothing.
+        """
+        weighted, _ = self._weighted(group)
+        return weighted[:, -1, :, -1].diagonal().clamp(min=0.0).sqrt()
+
+    def gradient_variance(self, group: str = "all") -> Tensor:
+        """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
+        weighted, _ = self._weighted(group)
+        gram = weighted[:, -1, :, -1]
+        return (gram.diagonal().mean() - gram.mean()).clamp(min=0.0)
+
     def newton_step(
         self,
         group: str = "all",
@@ -269,7 +293,7 @@ class Evaluation:
     def _weighted(self, group: str) -> tuple[Tensor, float]:
         weighted = self._block(group).weighted
         if weighted is None or self.scale is None:
-            raise OptionError("The problem has no loss, so only the NTK is known. Give a loss.")
+            raise OptionError(_NO_LOSS)
         return weighted, self.scale
 
     def _indices(self, samples: Sequence[int] | None) -> list[int]:
@@ -363,6 +387,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
     kernel: bool = True,
+    backend: str = "auto",
 ) -> Evaluation:
     """Run a problem once and keep its kernels.
 
@@ -377,6 +402,9 @@ def evaluate(
             is free on the device.
         kernel: Whether `Evaluation.ntk` will be asked for. Without it only the output directions
             that the loss sees are backpropagated (C - 1 of C for cross-entropy).
+        backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
+            module with BackPACK and refuses what BackPACK cannot do; ``auto`` takes autograd,
+            which was faster on every network of the benchmark.
 
     Returns:
         The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
@@ -388,13 +416,18 @@ def evaluate(
     """
     if columns not in COLUMNS:
         raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
+    session = _session(backend, columns)
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
-    with problem.recorded(wanted) as recording:
+    with problem.recorded(wanted, session) as recording:
         outputs = recording.outputs
-        axis, structure = locate_samples(
-            recording.tape, outputs, recording.batch_size, recording.model
-        )
+        if session is None:
+            axis, structure = locate_samples(
+                recording.tape, outputs, recording.batch_size, recording.model
+            )
+        else:
+            axis, structure = SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())
+            refuse_mixing(recording.tape, axis.num_samples)
         layout = SampleLayout(axis.num_samples, axis.minor)
         loss = None if recording.loss is None else make_loss(recording.loss, layout)
         root, gradient = None, None
@@ -415,7 +448,7 @@ def evaluate(
             if root is None or gradient is None:
                 raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
             cotangents = sampled_columns(outputs, layout, root, gradient)
-        task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups)
+        task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups, session)
         kernels = compute_kernels(task, max_memory=max_memory)
         blocks = {}
         for group, names in groups.items():
@@ -431,6 +464,19 @@ def evaluate(
                 weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
                 blocks[group] = _Block(names, None, weighted)
     return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused, basis)
+
+
+def _session(backend: str, columns: str) -> BackpackSession | None:
+    if backend not in BACKENDS:
+        raise OptionError(f"Unknown backend {backend!r}. Supported: {', '.join(BACKENDS)}.")
+    if backend == "auto" and backend not in _SAID:
+        _SAID.add(backend)
+        _log.info("backend='auto' takes autograd: faster than BackPACK on every benchmark network.")
+    if backend != "backpack":
+        return None
+    if columns != "exact":
+        raise OptionError("The BackPACK backend has exact columns. Use backend='autograd'.")
+    return BackpackSession()
 
 
 def cross_kernel(

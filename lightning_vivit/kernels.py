@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.backends.autograd import Structure, jacobian_factors
+from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.gram import add_kernels
@@ -47,6 +48,7 @@ class KernelTask:
         structure: The proved structure.
         columns: [D, *outputs shape], the cotangents.
         groups: Group name -> parameter names.
+        session: Takes the factors from BackPACK instead of autograd.
     """
 
     tape: Tape
@@ -55,9 +57,12 @@ class KernelTask:
     structure: Structure
     columns: Tensor
     groups: Mapping[str, Sequence[str]]
+    session: BackpackSession | None = None
 
     def factors(self, names: Sequence[str], columns: Tensor) -> dict[str, Factor]:
         """Factors of some parameters for some columns."""
+        if self.session is not None:
+            return self.session.factors(self.tape, self.outputs, self.axis, columns, names)
         return jacobian_factors(self.tape, self.outputs, self.axis, self.structure, columns, names)
 
 
@@ -103,8 +108,13 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
     names = [name for members in task.groups.values() for name in members]
     count, depth = task.axis.num_samples, task.columns.shape[0]
     itemsize = task.outputs.element_size()
-    fixed = kernel_bytes(count, depth, mode, itemsize, len(task.groups))
-    passes = plan_passes(task.tape, task.structure, names, count, depth, itemsize, fixed, budget)
+    if task.session is not None:  # BackPACK brings all columns of all layers in one sweep
+        passes = [Pass(tuple(names), 1, 0)]
+    else:
+        fixed = kernel_bytes(count, depth, mode, itemsize, len(task.groups))
+        passes = plan_passes(
+            task.tape, task.structure, names, count, depth, itemsize, fixed, budget
+        )
     plan = Plan()
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None

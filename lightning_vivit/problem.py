@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import SUPPORTED, LossCall
 from lightning_vivit.recording import RecordedLoss, Recorder, Tape, tensors_in
 from lightning_vivit.replay import (
     check_replayable,
+    copy_sharing_parameters,
     plain_batch,
     quiet_numerics,
     run_training_step,
@@ -136,11 +138,14 @@ class Problem:
         return found
 
     @contextmanager
-    def recorded(self, names: list[str] | None = None) -> Iterator[Recording]:
+    def recorded(
+        self, names: list[str] | None = None, session: BackpackSession | None = None
+    ) -> Iterator[Recording]:
         """Run the forward pass under the recorder.
 
         Args:
             names: Differentiate only these parameters.
+            session: Extends the module with BackPACK, on a copy.
 
         Yields:
             The recording; autocast is off and the random state is forked until the end.
@@ -157,14 +162,15 @@ class Problem:
             recorder = Recorder(parameters, data)
             if self._step is not None:
                 with shadow(self.model) as stand_in:  # type: ignore[arg-type]
-                    with recorder.watch(stand_in):
+                    with self._attached(session, stand_in), recorder.watch(stand_in):
                         returned = run_training_step(stand_in, data, self._step[1])
                     loss, value = _replayed_loss(returned, recorder.tape, type(self.model).__name__)
                     outputs = loss.outputs
             else:
                 targets = plain_batch(self._targets)
-                with recorder.watch(self.model):
-                    outputs = _forward(self.model, data)
+                model = self.model if session is None else copy_sharing_parameters(self.model)
+                with self._attached(session, model), recorder.watch(model):
+                    outputs = _forward(model, data)
                     outputs = _check_outputs(outputs)
                 loss, value = None, None
                 if self._loss is not None:
@@ -178,6 +184,11 @@ class Problem:
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
             yield Recording(recorder.tape, outputs, count, loss, value, self.model)
+
+    def _attached(
+        self, session: BackpackSession | None, stand_in: nn.Module
+    ) -> AbstractContextManager[None]:
+        return nullcontext() if session is None else session.attach(stand_in, self.model)
 
     def _explicit_loss(
         self, recorder: Recorder, outputs: Tensor, targets: Any

@@ -47,7 +47,7 @@ _OTHER_LOSSES: dict[Callable[..., Any], str] = {
         "ctc_loss",
     )
 }
-_LOG_SOFTMAX = {F.log_softmax, torch.log_softmax, Tensor.log_softmax}
+LOG_SOFTMAX = {F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 _RESHAPES = {
     Tensor.view,
     Tensor.reshape,
@@ -270,7 +270,7 @@ class Recorder(TorchFunctionMode):
     def _note_loss(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
     ) -> None:
-        if func in _LOG_SOFTMAX:
+        if func in LOG_SOFTMAX:
             self._logits[id(out)] = (out, args[0] if args else kwargs["input"])
         elif func in _RESHAPES and args and id(args[0]) in self._logits:
             logits = self._logits[id(args[0])][1]

@@ -118,6 +118,12 @@ def shadow(module: LightningModule) -> Iterator[LightningModule]:
     yield stand_in
 
 
+def copy_sharing_parameters(module: nn.Module) -> nn.Module:
+    """A deep copy that shares the parameters, in the same mode."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
 def run_training_step(module: LightningModule, batch: Any, batch_idx: int) -> Any:
     """Call training_step with the arguments that it takes.
 

@@ -70,13 +70,26 @@ def prove_structure(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Mod
     Raises:
         InteractionError: Samples influence each other.
     """
-    if tape.mixing and axis.num_samples > 1:
-        raise InteractionError(_mixing_message(tape.mixing))
+    refuse_mixing(tape, axis.num_samples)
     key = _signature(tape, outputs, axis)
     known = _PROVED.setdefault(model, {})
     if key not in known:
         known[key] = _prove(tape, outputs, axis)
     return known[key]
+
+
+def refuse_mixing(tape: Tape, num_samples: int) -> None:
+    """Refuse batch normalisation in training mode.
+
+    Args:
+        tape: The recording.
+        num_samples: N.
+
+    Raises:
+        InteractionError: Names the modules.
+    """
+    if tape.mixing and num_samples > 1:
+        raise InteractionError(_mixing_message(tape.mixing))
 
 
 def jacobian_factors(

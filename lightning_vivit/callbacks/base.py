@@ -16,7 +16,7 @@ from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.evaluation import BACKENDS, Evaluation
 from lightning_vivit.loggers import Report, publish, set_callback_metrics, x_axis_step
 from lightning_vivit.rng import isolated_rng
 
@@ -57,6 +57,9 @@ class Monitor(Callback):
         on_error: "warn" gives one warning with the cause and stops this monitor, while training
             goes on; "raise" ends the run.
         prefix: Put before every key, for a second monitor of the same kind.
+        backend: "autograd" works for any architecture, "backpack" extends a copy of the module
+            with BackPACK and refuses what BackPACK cannot do, "auto" takes the faster one that is
+            safe.
         probe: A batch to look at, or a callable that returns one.
         schedule: Called with each step, returns whether to compute.
         problem: Called with the module and the batch, returns the `Problem` to look at in place of
@@ -84,12 +87,14 @@ class Monitor(Callback):
         dtype: Literal["float32", "float64"] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "",
+        backend: Literal["auto", "autograd", "backpack"] = "auto",
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
         problem: ProblemFactory | None = None,
     ) -> None:
         super().__init__()
         require_choice("on_error", on_error, ("warn", "raise"))
+        require_choice("backend", backend, BACKENDS)
         if dtype is not None:
             require_choice("dtype", dtype, tuple(DTYPES))
         if isinstance(param_groups, str):
@@ -106,6 +111,7 @@ class Monitor(Callback):
         self.dtype = dtype
         self.on_error = on_error
         self.prefix = prefix
+        self.backend = backend
         self.problem = problem
         self._session = Session(last=self)
         self._start_over()
@@ -147,6 +153,7 @@ class Monitor(Callback):
             "dtype": self.dtype,
             "mc_samples": self.mc_samples,
             "prefix": self.prefix,
+            "backend": self.backend,
             "problem": getattr(self.problem, "__qualname__", None),
         }
 
@@ -249,7 +256,9 @@ class Monitor(Callback):
 
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]
-        return Request(self.source, self.param_groups, self.mc_samples, dtype, self.problem)
+        return Request(
+            self.source, self.param_groups, self.mc_samples, dtype, self.problem, self.backend
+        )
 
     def _report(self, evaluation: Evaluation) -> Report:
         report = Report(self._step)

@@ -25,9 +25,16 @@ class DirectionalDerivativesMonitor(Monitor):
       samples. Far below 1 / (number of samples) the direction is dominated by noise.
     - `directions/newton_step_i`: -slope / (curvature + damping), the best step along the direction.
 
+    With gradients=True also, at no further cost:
+
+    - `directions/gradient_norm`: norm of the loss's gradient.
+    - `directions/sample_gradient_norm`: mean norm of the per-sample gradients.
+    - `directions/gradient_variance`: total variance of the per-sample gradients.
+
     A direction whose eigenvalue vanishes is not determined by the batch and is left out.
 
-    Histograms: `directions/gamma_i`, `directions/lambda_i`, over the samples.
+    Histograms: `directions/gamma_i`, `directions/lambda_i`, over the samples; with gradients=True
+    also `directions/sample_gradient_norms`.
 
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the N C x N C Gram matrix (shared with other monitors of the same
@@ -37,6 +44,7 @@ class DirectionalDerivativesMonitor(Monitor):
     Args:
         k: How many leading directions to look at.
         damping: Added to the curvature in the Newton step.
+        gradients: Whether to log norms and variance of the per-sample gradients too.
         mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
             Monte Carlo columns for each sample, which is cheaper for many outputs.
         **options: Those of `Monitor`.
@@ -45,17 +53,23 @@ class DirectionalDerivativesMonitor(Monitor):
     section = "directions"
 
     def __init__(
-        self, k: int = 10, damping: float = 0.0, mc_samples: int = 0, **options: Any
+        self,
+        k: int = 10,
+        damping: float = 0.0,
+        gradients: bool = False,
+        mc_samples: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
         if isinstance(damping, bool) or not isinstance(damping, (int, float)) or damping < 0:
             raise OptionError(f"damping has to be a number >= 0, got {damping!r}.")
         self.damping = float(damping)
+        self.gradients = gradients
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
-        return {**super().options(), "damping": self.damping}
+        return {**super().options(), "damping": self.damping, "gradients": self.gradients}
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
         """Statistics of the determined directions of one group."""
@@ -86,4 +100,10 @@ class DirectionalDerivativesMonitor(Monitor):
         for i in range(leading.numel()):
             histograms[f"gamma_{i + 1}"] = gammas[:, i] * uphill[i]
             histograms[f"lambda_{i + 1}"] = lambdas[:, i]
+        if self.gradients:
+            norms = evaluation.gradient_norms(group)
+            scalars["gradient_norm"] = evaluation.gradient_norm_squared(group).sqrt()
+            scalars["sample_gradient_norm"] = norms.mean()
+            scalars["gradient_variance"] = evaluation.gradient_variance(group)
+            histograms["sample_gradient_norms"] = norms
         return scalars, histograms

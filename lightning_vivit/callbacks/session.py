@@ -34,12 +34,20 @@ class Request:
     mc_samples: int = 0  # 0: exact columns
     dtype: torch.dtype | None = None
     problem: ProblemFactory | None = None
+    backend: str = "auto"
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Requests with equal keys share an evaluation."""
         groups = repr(self.param_groups)
-        return (*self.source.key, groups, self.mc_samples, self.dtype, id(self.problem))
+        return (
+            *self.source.key,
+            groups,
+            self.mc_samples,
+            self.dtype,
+            id(self.problem),
+            self.backend,
+        )
 
 
 class Session:
@@ -136,7 +144,7 @@ class Session:
         kernel: bool,
     ) -> Evaluation:
         options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
-        options["kernel"] = kernel
+        options |= {"kernel": kernel, "backend": request.backend}
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples

@@ -47,15 +47,9 @@ def layer_call(layer: nn.Module, inputs: Tensor) -> tuple[Callable[..., Any], tu
             return function, (inputs, layer.weight, layer.bias, *options)
     for kind, function in _TRANSPOSED.items():
         if isinstance(layer, kind):
-            options = (layer.stride, layer.padding, layer.output_padding)
-            return function, (
-                inputs,
-                layer.weight,
-                layer.bias,
-                *options,
-                layer.groups,
-                layer.dilation,
-            )
+            sizes = (layer.stride, layer.padding, layer.output_padding)
+            rest = (layer.groups, layer.dilation)
+            return function, (inputs, layer.weight, layer.bias, *sizes, *rest)
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         statistics = (layer.running_mean, layer.running_var)
         return F.batch_norm, (
@@ -95,7 +89,7 @@ def layer_factor(
     Returns:
         The factor, N samples with C columns.
     """
-    inputs = layer.input0
+    inputs: Tensor = vars(layer)["input0"]
     if subsampling is not None:
         index = list(subsampling)
         inputs = inputs[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -95,9 +96,11 @@ def test_exact_factors(name: str, loss: str, reduction: str) -> None:
     vectors = torch.randn(2, problem.ggn.shape[0], dtype=parameters[0].dtype)
     parts = [
         part.reshape(2, *p.shape)
-        for part, p in zip(vectors.split([p.numel() for p in parameters], 1), parameters)
+        for part, p in zip(
+            vectors.split([p.numel() for p in parameters], 1), parameters, strict=True
+        )
     ]
-    seen = sum(q["V_t_mat_prod"](part) for q, part in zip(found, parts))
+    seen = sum(q["V_t_mat_prod"](part) for q, part in zip(found, parts, strict=True))
     assert seen.shape == (2, c, n)
     again = torch.cat([q["V_mat_prod"](seen).flatten(1) for q in found], 1)
     assert float((again - vectors.double() @ problem.ggn).abs().max() / scale) < tolerance
@@ -191,7 +194,7 @@ def test_monte_carlo_error_falls_like_one_over_root_m(loss: str) -> None:
         parts = eye.split([p.numel() for p in parameters], 1)
         seen = sum(
             p.vivit_ggn_mc["V_t_mat_prod"](part.reshape(len(eye), *p.shape))
-            for p, part in zip(parameters, parts)
+            for p, part in zip(parameters, parts, strict=True)
         )
         flat = seen.flatten(1)
         return flat @ flat.T
@@ -201,7 +204,7 @@ def test_monte_carlo_error_falls_like_one_over_root_m(loss: str) -> None:
     for draws in (1, 10, 100, 1000):
         each = [(estimate(draws, seed) - problem.ggn).norm() for seed in range(8)]
         errors.append(float(torch.stack(each).mean() / problem.ggn.norm()))
-    for fewer, more in zip(errors, errors[1:], strict=False):
+    for fewer, more in itertools.pairwise(errors):
         assert 0.5 < (fewer / more) / math.sqrt(10) < 2.0
 
 
