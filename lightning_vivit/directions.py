@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError
@@ -36,6 +37,18 @@ class Directions:
     lambdas: Tensor  # [N', K]
     scale: float
     gradient_scale: float
+
+    def with_undetermined(self, count: int) -> Directions:
+        """These directions after `count` further ones whose eigenvalue is zero."""
+        if count == 0:
+            return self
+        return Directions(
+            F.pad(self.eigenvalues, (count, 0)),
+            F.pad(self.gammas, (count, 0), value=float("nan")),
+            F.pad(self.lambdas, (count, 0)),
+            self.scale,
+            self.gradient_scale,
+        )
 
     def slopes(self) -> Tensor:
         """Slope of the loss along each direction, [K]."""

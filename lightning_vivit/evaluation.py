@@ -95,10 +95,11 @@ class Evaluation:
 
     @property
     def num_directions(self) -> int:
-        """N*M, the largest number of directions that can be asked for."""
+        """The largest number of directions that can be asked for: samples times columns."""
         if self._root is None:
             raise OptionError(_NO_LOSS)
-        return self.num_samples * self._root.shape[2]
+        columns = self._root.shape[2] if self._basis is None else self._basis.shape[0]
+        return self.num_samples * columns
 
     def sample_targets(self) -> Tensor | None:
         """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
@@ -148,7 +149,7 @@ class Evaluation:
             samples: Restrict the GGN to these samples of the batch.
 
         Returns:
-            [N*M] ascending.
+            [N*M] ascending, M = D for exact columns.
         """
         key = (group, _key(samples))
         if key not in self._values:
@@ -156,8 +157,13 @@ class Evaluation:
             if kept is not None and kept[0].numel() == kept[1].shape[0]:
                 self._values[key] = kept[0]
             else:
-                self._values[key] = gram_eigenvalues(self._gram(group, samples))
-        return self._values[key]
+                gram = self._gram(group, samples)
+                self._values[key] = gram_eigenvalues(gram, self._live_outputs.dtype)
+        values = self._values[key]
+        if self._basis is None:
+            return values
+        missing = values.numel() // self._basis.shape[1] * self._basis.shape[0] - values.numel()
+        return torch.cat([values.new_zeros(missing), values])  # what the loss does not see
 
     def directions(
         self,
@@ -184,10 +190,14 @@ class Evaluation:
         weighted, gradient_scale = self._weighted(group)
         ggn = self._indices(ggn_samples)
         grad = self._indices(grad_samples)
+        available = len(ggn) * (weighted.shape[1] - 1)
+        beyond = 0  # directions that the loss does not see
+        if k is not None and available < k <= self.num_directions:
+            k, beyond = available, k - available
         values, vectors = self._eigenpairs(group, k, ggn_samples)
         scale = self._subset_scale(len(ggn))
         cross = weighted[ggn][:, :-1][:, :, grad, -1].reshape(-1, len(grad)) * scale**0.5
-        return directions_from_gram(
+        found = directions_from_gram(
             values,
             vectors,
             cross,
@@ -196,6 +206,7 @@ class Evaluation:
             self._subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
             self._live_outputs.dtype,
         )
+        return found.with_undetermined(beyond)
 
     def eigenvectors(
         self, group: str = "all", k: int | None = None, samples: Sequence[int] | None = None
@@ -270,6 +281,8 @@ class Evaluation:
             Parameter name -> step [*shape]: sum over k of -slope_k / (curvature_k + damping_k)
             e_k.
         """
+        if k is not None and k <= self.num_directions:  # no step where the loss sees nothing
+            k = min(k, len(self._indices(ggn_samples)) * (self._weighted(group)[0].shape[1] - 1))
         found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         steps = found.newton_coefficients(damping)
         values, vectors = self._eigenpairs(group, k, ggn_samples)
@@ -421,13 +434,7 @@ def evaluate(
     wanted = [name for names in groups.values() for name in names]
     with problem.recorded(wanted, session) as recording:
         outputs = recording.outputs
-        if session is None:
-            axis, structure = locate_samples(
-                recording.tape, outputs, recording.batch_size, recording.model
-            )
-        else:
-            axis, structure = SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())
-            refuse_mixing(recording.tape, axis.num_samples)
+        axis, structure = _located(recording, session)
         layout = SampleLayout(axis.num_samples, axis.minor)
         loss = None if recording.loss is None else make_loss(recording.loss, layout)
         root, gradient = None, None
@@ -440,8 +447,9 @@ def evaluate(
         basis = None
         if columns == "exact" and loss is not None and not kernel:
             basis = loss.basis()
-        if basis is not None:
+        if basis is not None and root is not None:
             cotangents = shared_columns(outputs, layout, basis)
+            root = _narrow_root(root, basis.to(small))
         elif columns == "exact":
             cotangents = unit_columns(outputs, layout)
         else:
@@ -479,12 +487,22 @@ def _session(backend: str, columns: str) -> BackpackSession | None:
     return BackpackSession()
 
 
+def _located(recording: Recording, session: BackpackSession | None) -> tuple[SampleAxis, Structure]:
+    """Where the samples are in the outputs, and the proved structure of the autograd backend."""
+    outputs = recording.outputs
+    if session is None:
+        return locate_samples(recording.tape, outputs, recording.batch_size, recording.model)
+    refuse_mixing(recording.tape, outputs.shape[0])
+    return SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())
+
+
 def cross_kernel(
     problem: Problem,
     split: int,
     mode: str,
     param_groups: ParamGroups,
     max_memory: int | None = None,
+    backend: str = "auto",
 ) -> dict[str, Tensor]:
     """NTK between the first `split` samples of a problem and the others.
 
@@ -494,24 +512,40 @@ def cross_kernel(
         mode: ``full``, ``trace`` or ``diagonal``.
         param_groups: As in `evaluate`.
         max_memory: As in `evaluate`.
+        backend: As in `evaluate`.
 
     Returns:
         Group name -> [N1, N2, D, D], [N1, N2] or [N1, N2, D].
     """
+    session = _session(backend, "exact")
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
-    with problem.recorded(wanted) as recording:
-        axis, structure = locate_samples(
-            recording.tape, recording.outputs, recording.batch_size, recording.model
-        )
+    with problem.recorded(wanted, session) as recording:
+        axis, structure = _located(recording, session)
         layout = SampleLayout(axis.num_samples, axis.minor)
-        cotangents = unit_columns(recording.outputs, layout)
-        task = KernelTask(recording.tape, recording.outputs, axis, structure, cotangents, groups)
+        columns = unit_columns(recording.outputs, layout)
+        task = KernelTask(
+            recording.tape, recording.outputs, axis, structure, columns, groups, session
+        )
         place = None if split == layout.num_samples else split
         kernels = compute_kernels(task, mode, place, max_memory).blocks
     if mode == "full":
         return {group: kernel.permute(0, 2, 1, 3) for group, kernel in kernels.items()}
     return kernels
+
+
+def _narrow_root(root: Tensor, basis: Tensor) -> Tensor:
+    """A root of the same Hessians with as many columns as the basis.
+
+    Args:
+        root: S, [N, D, M], its columns in the span of the basis.
+        basis: [D, D'], orthonormal.
+
+    Returns:
+        [N, D, D'].
+    """
+    triangle = torch.linalg.qr((basis.T @ root).transpose(1, 2), mode="r").R  # [N, D', D']
+    return basis @ triangle.transpose(1, 2)
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:

@@ -32,6 +32,7 @@ def empirical_ntk(
     *,
     param_groups: ParamGroups = "all",
     max_memory: int | None = None,
+    backend: str = "auto",
 ) -> Tensor | dict[str, Tensor]:
     """Empirical neural tangent kernel J(x1) J(x2)^T.
 
@@ -47,6 +48,7 @@ def empirical_ntk(
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
         max_memory: Bytes that may be used over the model's forward pass; None for half of what
             is free on the device.
+        backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
         The kernel; a dict group name -> kernel if there are several groups.
@@ -66,7 +68,9 @@ def empirical_ntk(
         first = batch_size(x1)
         inputs = x1 if x2 is None else _concatenate(x1, x2)
         problem = Problem(model, None, inputs)
-    return _single(cross_kernel(problem, first, mode, param_groups, max_memory), param_groups)
+    return _single(
+        cross_kernel(problem, first, mode, param_groups, max_memory, backend), param_groups
+    )
 
 
 def ggn_eigenvalues(
@@ -78,6 +82,7 @@ def ggn_eigenvalues(
     param_groups: ParamGroups = "all",
     samples: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Tensor | dict[str, Tensor]:
     """Eigenvalues of the generalized Gauss-Newton matrix that can differ from zero.
 
@@ -89,6 +94,7 @@ def ggn_eigenvalues(
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
         samples: Indices of the samples that the GGN is made of; None for all.
         dtype: Dtype of the Gram matrix; None for float64.
+        backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
         [N*C] ascending, as torch.linalg.eigvalsh returns them; the other P - N*C are zero. A
@@ -99,7 +105,7 @@ def ggn_eigenvalues(
         ProblemError: Unsupported loss, outputs or batch.
         InteractionError: Samples influence each other.
     """
-    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend)
     results = {group: found.eigenvalues(group, samples) for group in found.groups}
     return _single(results, param_groups)
 
@@ -114,6 +120,7 @@ def ggn_eigenpairs(
     param_groups: ParamGroups = "all",
     samples: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Any:
     """The k largest eigenvalues of the GGN with eigenvectors in parameter space.
 
@@ -126,6 +133,7 @@ def ggn_eigenpairs(
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
         samples: Indices of the samples that the GGN is made of; None for all.
         dtype: Dtype of the Gram matrix; None for float64.
+        backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
         Eigenvalues [K] ascending and a dict parameter name -> [K, *shape] of eigenvectors with
@@ -136,7 +144,7 @@ def ggn_eigenpairs(
         ProblemError: Unsupported loss, outputs or batch.
         InteractionError: Samples influence each other.
     """
-    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend)
     results = {}
     for group in found.groups:
         vectors = found.eigenvectors(group, k, samples)
@@ -156,6 +164,7 @@ def directional_derivatives(
     grad_samples: Sequence[int] | None = None,
     ggn_samples: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Directions | dict[str, Directions]:
     """Slope and curvature of every sample along the GGN's k leading eigenvectors.
 
@@ -171,6 +180,7 @@ def directional_derivatives(
         grad_samples: Indices of the samples whose slopes are wanted; None for all.
         ggn_samples: Indices of the samples that the GGN is made of; None for all.
         dtype: Dtype of the Gram matrix; None for float64.
+        backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
         `Directions` with gammas [N, K] and lambdas [N, K]; a dict if there are several groups.
@@ -180,7 +190,7 @@ def directional_derivatives(
         ProblemError: Unsupported loss, outputs or batch.
         InteractionError: Samples influence each other.
     """
-    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend)
     results = {
         group: found.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         for group in found.groups
@@ -200,6 +210,7 @@ def newton_step(
     grad_samples: Sequence[int] | None = None,
     ggn_samples: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Any:
     """Damped Newton step in the span of the GGN's k leading eigenvectors.
 
@@ -215,6 +226,7 @@ def newton_step(
         grad_samples: Indices of the samples that the gradient is taken over; None for all.
         ggn_samples: Indices of the samples that the GGN is made of; None for all.
         dtype: Dtype of the Gram matrix; None for float64.
+        backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
         Dict parameter name -> step [*shape], over all groups: add it to the parameters.
@@ -224,7 +236,7 @@ def newton_step(
         ProblemError: Unsupported loss, outputs or batch.
         InteractionError: Samples influence each other.
     """
-    found = _evaluate(model, loss, inputs, targets, param_groups, dtype)
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend)
     step: dict[str, Tensor] = {}
     for group in found.groups:
         step |= found.newton_step(
@@ -240,6 +252,7 @@ def _evaluate(
     targets: Any,
     param_groups: ParamGroups,
     dtype: torch.dtype | None,
+    backend: str,
 ) -> Evaluation:
     if isinstance(model, Problem):
         if loss is not None or inputs is not None or targets is not None:
@@ -252,7 +265,7 @@ def _evaluate(
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False)
+    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

@@ -9,22 +9,28 @@ from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
 
+_SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _LANCZOS_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 
 
-def gram_eigenvalues(gram: Tensor) -> Tensor:
+def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     """All eigenvalues, ascending; they are the GGN's nonzero ones, padded with zeros.
 
     Args:
         gram: V^T V, [N*M, N*M].
+        dtype: The dtype in which the kernel was computed. The eigenvalues of a large matrix are
+            not computed with more precision than the matrix has.
 
     Returns:
-        [N*M] ascending.
+        [N*M] ascending, in the dtype of `gram`.
 
     Raises:
         ProblemError: The matrix is not finite.
     """
-    return torch.linalg.eigvalsh(_finite(gram))
+    _finite(gram)
+    if gram.shape[0] >= _SINGLE_SIZE and dtype == torch.float32:
+        return torch.linalg.eigvalsh(gram.to(dtype)).to(gram.dtype)
+    return torch.linalg.eigvalsh(gram)
 
 
 def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:

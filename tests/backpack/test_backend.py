@@ -16,6 +16,7 @@ from backpack.extensions import BatchGrad
 from backpack_layers import NETWORKS, C, N, build
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_vivit import (
     DirectionalDerivativesMonitor,
@@ -24,7 +25,11 @@ from lightning_vivit import (
     OptionError,
     Problem,
     ProblemError,
+    directional_derivatives,
+    empirical_ntk,
     evaluate,
+    ggn_eigenvalues,
+    newton_step,
 )
 from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 
@@ -308,3 +313,128 @@ def test_gradient_norms_and_variance() -> None:
     torch.testing.assert_close(result.gradient_norms(), rows.norm(dim=1))
     variance = (rows - rows.mean(0)).square().sum(1).mean()
     torch.testing.assert_close(result.gradient_variance(), variance)
+
+
+def test_functions_take_the_backend() -> None:
+    model, x = build("conv2d")
+    one, two = x[:3], x[3:]
+    for mode in ("full", "trace", "diagonal"):
+        ours = empirical_ntk(model, one, two, mode)
+        theirs = empirical_ntk(model, one, two, mode, backend="backpack")
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    arguments = (model, nn.CrossEntropyLoss(), x, TARGETS)
+    torch.testing.assert_close(
+        ggn_eigenvalues(*arguments), ggn_eigenvalues(*arguments, backend="backpack")
+    )
+    ours, theirs = (
+        directional_derivatives(*arguments, k=2, backend=backend)
+        for backend in ("autograd", "backpack")
+    )
+    torch.testing.assert_close(ours.lambdas, theirs.lambdas, rtol=1e-7, atol=1e-10)
+    ours, theirs = (
+        newton_step(*arguments, k=2, damping=0.1, backend=backend)
+        for backend in ("autograd", "backpack")
+    )
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-7, atol=1e-10)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x)[0][:, 0])
+
+
+def test_attention_is_refused() -> None:
+    problem = Problem(Attention(), nn.CrossEntropyLoss(), torch.randn(N, 3, 4), TARGETS)
+    with pytest.raises(ProblemError, match="attention"):
+        evaluate(problem, backend="backpack")
+
+
+class Step(L.LightningModule):
+    """A training step in which BackPACK alone would see another loss scale or another dtype."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return 65536 * F.cross_entropy(self(x), y) / 4
+
+
+def test_the_scale_of_the_loss_is_that_of_the_step() -> None:
+    model, x = build("conv2d")
+    problem = Problem.from_training_step(Step(model), [x, TARGETS])
+    first, second = evaluate(problem), evaluate(problem, backend="backpack")
+    torch.testing.assert_close(first.eigenvalues(), second.eigenvalues(), rtol=1e-9, atol=1e-6)
+    ours, theirs = first.directions(k=1), second.directions(k=1)
+    torch.testing.assert_close(ours.gammas.abs(), theirs.gammas.abs(), rtol=1e-7, atol=1e-6)
+
+
+def test_under_autocast() -> None:
+    model, x = build("conv2d")
+    model, x = model.float(), x.float()
+    problem = Problem(model, nn.CrossEntropyLoss(), x, TARGETS)
+    expected = evaluate(problem).eigenvalues()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate(problem, backend="backpack").eigenvalues()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_and_checkpointed_models() -> None:
+    model, x = build("relu")
+    expected = evaluate(Problem(model, nn.CrossEntropyLoss(), x, TARGETS)).eigenvalues()
+    compiled = torch.compile(model, backend="eager")
+    problem = Problem(compiled, nn.CrossEntropyLoss(), x, TARGETS)
+    torch.testing.assert_close(evaluate(problem).eigenvalues(), expected)
+    torch.testing.assert_close(evaluate(problem, backend="backpack").eigenvalues(), expected)
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    problem = Problem(Checkpointed(), nn.CrossEntropyLoss(), x, TARGETS)
+    torch.testing.assert_close(evaluate(problem).eigenvalues(), expected)
+
+
+def test_a_failing_pass_leaves_the_training_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(tmp_path, "plain")
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr("lightning_vivit.extensions.secondorder.vivit.layer_factor", broken)
+    with pytest.warns(RuntimeWarning, match="in the middle"):
+        watched = train(
+            tmp_path, "broken", GGNSpectrumMonitor(k=3, data="train", backend="backpack")
+        )
+    for first, second in zip(
+        plain.state_dict().values(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second)
+    assert traces_of_backpack(watched) == traces_of_backpack(plain)
+
+
+def test_auto_says_its_choice_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_vivit.evaluation._SAID", set())
+    model, x = build("relu")
+    with caplog.at_level("INFO", logger="lightning_vivit"):
+        for _ in range(3):
+            evaluate(Problem(model, nn.CrossEntropyLoss(), x, TARGETS), backend="auto")
+    assert sum("backend='auto'" in record.getMessage() for record in caplog.records) == 1

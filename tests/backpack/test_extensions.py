@@ -11,7 +11,7 @@ from backpack import backpack, extend
 from backpack_layers import NETWORKS, build
 from torch import Tensor, nn
 
-from lightning_vivit import OptionError
+from lightning_vivit import OptionError, ggn_eigenvalues
 from lightning_vivit.computations import (
     DirectionalDampedNewtonComputation,
     DirectionalDerivativesComputation,
@@ -239,3 +239,30 @@ def test_wrong_use() -> None:
         EigvalshComputation(subsampling=[0, 0])
     with pytest.raises(KeyError, match="No results"):
         EigvalshComputation().get_result({"params": parameters})
+
+
+class Branches(nn.Module):
+    """A residual block with a functional sum, and functional activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(self.relu(y + self.second(self.relu(y))))
+
+
+def test_branching_modules_through_the_converter() -> None:
+    torch.manual_seed(0)
+    plain, x = Branches().double(), torch.randn(4, 5).double()
+    y = torch.tensor([0, 1, 2, 0])
+    expected = ggn_eigenvalues(plain, nn.CrossEntropyLoss(), x, y)
+    model = extend(plain, use_converter=True)
+    loss = extend(nn.CrossEntropyLoss())
+    with backpack(ViViTGGNExact()):
+        loss(model(x), y).backward()
+    gram = sum(p.vivit_ggn_exact["gram_mat"]() for p in model.parameters())
+    values = torch.linalg.eigvalsh(gram.reshape(12, 12))
+    assert torch.allclose(values, expected, rtol=1e-9, atol=1e-12)

@@ -88,3 +88,17 @@ def test_another_project_uses_the_class_path(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "GGNSpectrumMonitor" in done.stdout
+
+
+def test_backpack_config_logs_the_same_eigenvalues(tmp_path: Path) -> None:
+    found = {}
+    for name in ("digits", "backpack"):
+        config = ROOT / "configs" / f"{name}.yaml"
+        run("fit", f"--config={config}", "--trainer.max_epochs=1", cwd=tmp_path)
+        directory = tmp_path / "logs" / name / "version_0"
+        events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("ggn/eigenvalue")]
+        found[name] = {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
+    assert len(found["digits"]) == 10
+    for tag, values in found["digits"].items():
+        assert found["backpack"][tag] == pytest.approx(values, rel=1e-4)
