@@ -1,0 +1,383 @@
+"""What one evaluated problem tells: kernel, spectrum, directions and steps.
+
+An `Evaluation` holds the kernel that was paid for once; the eigenvalues, the directional
+derivatives, the Newton step and the NTK of the same batch are cheap linear algebra on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.batched import batched_grad
+from lightning_vivit.directions import Damping, Directions, directions_from_gram
+from lightning_vivit.errors import OptionError
+from lightning_vivit.factors import MODES, Factor
+from lightning_vivit.kernels import Kernels
+from lightning_vivit.losses import SampleLayout, SampleLoss
+from lightning_vivit.problem import Recording
+from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
+
+_NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one parameter group contributes."""
+
+    names: list[str]
+    kernel: Tensor | None  # [N, D, N, D], exact columns only
+    weighted: Tensor | None  # [N, M+1, N, M+1], the gradient last; None without a loss
+
+
+class Evaluation:
+    """Results of one evaluated problem.
+
+    Attributes:
+        groups: Group name -> parameter names.
+        num_samples: N.
+        outputs: [N, D], detached.
+        targets: The loss call's target as given; None without a loss.
+        ignore_index: Class index that the loss ignores.
+        loss: Value of the loss as the user reduces it; None without a loss.
+        scale: The loss is ``scale * sum_n l_n``; None without a loss.
+        unused: Trainable parameters that do not influence the outputs.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        layout: SampleLayout,
+        loss: SampleLoss | None,
+        root: Tensor | None,
+        blocks: dict[str, Block],
+        kernels: Kernels,
+        unused: Sequence[str],
+        basis: Tensor | None,
+    ) -> None:
+        """Keep the kernels; use `evaluate` to make one."""
+        self._tape = recording.tape
+        self._live_outputs = recording.outputs
+        self._layout = layout
+        self._root = root
+        self._blocks = blocks
+        self._plan = kernels.plan
+        self._basis = basis
+        self._factors: dict[str, Factor] | None = None  # of shared columns, if all were kept
+        if basis is not None or all(block.kernel is not None for block in blocks.values()):
+            self._factors = kernels.factors
+        self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
+        self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
+        self.groups = {name: block.names for name, block in blocks.items()}
+        self.num_samples = layout.num_samples
+        self.outputs = layout.flatten(recording.outputs.detach())
+        self.targets = None if recording.loss is None else recording.loss.target
+        self.loss = recording.value
+        self.scale = None if loss is None else loss.scale
+        self.ignore_index = -100
+        if recording.loss is not None:
+            self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
+        self.unused = list(unused)
+
+    @property
+    def num_directions(self) -> int:
+        """The largest number of directions that can be asked for: samples times columns."""
+        if self._root is None:
+            raise OptionError(_NO_LOSS)
+        columns = self._root.shape[2] if self._basis is None else self._basis.shape[0]
+        return self.num_samples * columns
+
+    def sample_targets(self) -> Tensor | None:
+        """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
+        targets = self.targets
+        if not isinstance(targets, Tensor) or targets.ndim == 0:
+            return None
+        return targets if targets.shape[0] == self.num_samples else self._layout.split(targets)
+
+    def rank(self, group: str = "all") -> int:
+        """Number of eigenvalues of the GGN above rounding."""
+        values = self.eigenvalues(group)
+        return int((values > numerical_floor(values, self._live_outputs.dtype)).sum())
+
+    def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
+        """Empirical neural tangent kernel of the batch.
+
+        Args:
+            group: Parameter group.
+            mode: ``full``: [N, N, D, D]; ``trace``: [N, N], summed over outputs; ``diagonal``:
+                [N, N, D].
+
+        Returns:
+            The kernel in the layout of `mode`.
+
+        Raises:
+            OptionError: Unknown mode or group, or Monte-Carlo columns.
+        """
+        kernel = self._block(group).kernel
+        if kernel is None:
+            raise OptionError(
+                "This evaluation has no NTK: it has Monte-Carlo columns, or only those that the "
+                "loss sees. Evaluate with columns='exact' and kernel=True."
+            )
+        if mode == "full":
+            return kernel.permute(0, 2, 1, 3)
+        if mode == "trace":
+            return torch.einsum("ndmd->nm", kernel)
+        if mode == "diagonal":
+            return torch.einsum("ndmd->nmd", kernel)
+        raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+
+    def eigenvalues(self, group: str = "all", samples: Sequence[int] | None = None) -> Tensor:
+        """Eigenvalues of the GGN that can differ from zero.
+
+        Args:
+            group: Parameter group.
+            samples: Restrict the GGN to these samples of the batch.
+
+        Returns:
+            [N*M] ascending, M = D for exact columns.
+        """
+        key = (group, _key(samples))
+        if key not in self._values:
+            kept = self._pairs.get(key)
+            if kept is not None and kept[0].numel() == kept[1].shape[0]:
+                self._values[key] = kept[0]
+            else:
+                gram = self._gram(group, samples)
+                self._values[key] = gram_eigenvalues(gram, self._live_outputs.dtype)
+        values = self._values[key]
+        if self._basis is None:
+            return values
+        missing = values.numel() // self._basis.shape[1] * self._basis.shape[0] - values.numel()
+        return torch.cat([values.new_zeros(missing), values])  # what the loss does not see
+
+    def directions(
+        self,
+        group: str = "all",
+        k: int | None = None,
+        *,
+        grad_samples: Sequence[int] | None = None,
+        ggn_samples: Sequence[int] | None = None,
+    ) -> Directions:
+        """Slopes and curvatures of every sample along the k leading eigenvectors.
+
+        Args:
+            group: Parameter group.
+            k: Number of directions; None for all N*M.
+            grad_samples: Samples whose slopes are wanted; None for all.
+            ggn_samples: Samples of which the GGN is made; None for all.
+
+        Returns:
+            The directions, ascending in their eigenvalues.
+
+        Raises:
+            OptionError: k is out of range.
+        """
+        weighted, gradient_scale = self._weighted(group)
+        ggn = self._indices(ggn_samples)
+        grad = self._indices(grad_samples)
+        available = len(ggn) * (weighted.shape[1] - 1)
+        beyond = 0  # directions that the loss does not see
+        if k is not None and available < k <= self.num_directions:
+            k, beyond = available, k - available
+        values, vectors = self._eigenpairs(group, k, ggn_samples)
+        scale = self._subset_scale(len(ggn))
+        cross = weighted[ggn][:, :-1][:, :, grad, -1].reshape(-1, len(grad)) * scale**0.5
+        found = directions_from_gram(
+            values,
+            vectors,
+            cross,
+            len(ggn),
+            scale,
+            self._subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
+            self._live_outputs.dtype,
+        )
+        return found.with_undetermined(beyond)
+
+    def eigenvectors(
+        self, group: str = "all", k: int | None = None, samples: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The k leading eigenvectors of the GGN in parameter space.
+
+        Args:
+            group: Parameter group.
+            k: Number of eigenvectors; None for all N*M.
+            samples: Restrict the GGN to these samples of the batch.
+
+        Returns:
+            Parameter name -> [K, *shape], ascending in their eigenvalues; each has norm 1 over
+            the group. Costs one backward pass for each eigenvector.
+
+        Raises:
+            OptionError: k is out of range, or includes directions whose eigenvalue vanishes.
+        """
+        values, vectors = self._eigenpairs(group, k, samples)
+        if bool((values <= 0).any()):
+            raise OptionError(
+                f"{int((values <= 0).sum())} of the {values.numel()} eigenvalues vanish, so their "
+                "eigenvectors are not determined by this batch. Ask for fewer."
+            )
+        coefficients = self._output_coefficients(values, vectors, samples)
+        found = self._vector_jacobian(group, coefficients)
+        norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in found.values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        for part in found.values():
+            part.div_(norm.reshape(-1, *[1] * (part.ndim - 1)))
+        return found
+
+    def gradient_norm_squared(self, group: str = "all") -> Tensor:
+        """Squared norm of the loss's gradient with respect to the group, scalar."""
+        weighted, scale = self._weighted(group)
+        return weighted[:, -1, :, -1].sum() * scale**2
+
+    def gradient_norms(self, group: str = "all") -> Tensor:
+        """Norms of the per-sample gradients g_n with respect to the group, [N].
+
+        Their squares are the diagonal of the gradients' Gram matrix, which the kernel gives for
+        nothing.
+        """
+        weighted, _ = self._weighted(group)
+        return weighted[:, -1, :, -1].diagonal().clamp(min=0.0).sqrt()
+
+    def gradient_variance(self, group: str = "all") -> Tensor:
+        """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
+        weighted, _ = self._weighted(group)
+        gram = weighted[:, -1, :, -1]
+        return (gram.diagonal().mean() - gram.mean()).clamp(min=0.0)
+
+    def newton_step(
+        self,
+        group: str = "all",
+        k: int | None = None,
+        damping: Damping = 0.0,
+        *,
+        grad_samples: Sequence[int] | None = None,
+        ggn_samples: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Damped Newton step in the span of the k leading eigenvectors.
+
+        Args:
+            group: Parameter group.
+            k: Number of directions; None for all that the batch determines.
+            damping: A number, [K] numbers, or a function of (eigenvalues, gammas, lambdas).
+            grad_samples: Samples of which the gradient is taken; None for all.
+            ggn_samples: Samples of which the GGN is made; None for all.
+
+        Returns:
+            Parameter name -> step [*shape]: sum over k of -slope_k / (curvature_k + damping_k)
+            e_k.
+        """
+        if k is not None and k <= self.num_directions:  # no step where the loss sees nothing
+            k = min(k, len(self._indices(ggn_samples)) * (self._weighted(group)[0].shape[1] - 1))
+        found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
+        steps = found.newton_coefficients(damping)
+        values, vectors = self._eigenpairs(group, k, ggn_samples)
+        known = steps != 0
+        coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
+        total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
+        return {name: part[0] for name, part in self._vector_jacobian(group, total).items()}
+
+    def explain(self) -> str:
+        """What each layer cost: a table of order of contraction, time, memory and share."""
+        return self._plan.table()
+
+    def _block(self, group: str) -> Block:
+        if group not in self._blocks:
+            raise OptionError(
+                f"Unknown parameter group {group!r}. This evaluation has: "
+                f"{', '.join(self._blocks)}."
+            )
+        return self._blocks[group]
+
+    def _weighted(self, group: str) -> tuple[Tensor, float]:
+        weighted = self._block(group).weighted
+        if weighted is None or self.scale is None:
+            raise OptionError(_NO_LOSS)
+        return weighted, self.scale
+
+    def _indices(self, samples: Sequence[int] | None) -> list[int]:
+        if samples is None:
+            return list(range(self.num_samples))
+        found = [int(sample) for sample in samples]
+        if not found or any(not 0 <= sample < self.num_samples for sample in found):
+            raise OptionError(
+                f"Got the sample subset {found}. Supported: at least one index from 0 to "
+                f"{self.num_samples - 1}."
+            )
+        return found
+
+    def _subset_scale(self, count: int) -> float:
+        """Scale of a loss over a subset: a mean stays a mean, a sum stays an estimate of it."""
+        assert self.scale is not None
+        return self.scale * self.num_samples / count
+
+    def _gram(self, group: str, samples: Sequence[int] | None) -> Tensor:
+        weighted, _ = self._weighted(group)
+        kept = self._indices(samples)
+        if samples is not None:
+            weighted = weighted[kept][:, :, kept]
+        part = weighted[:, :-1, :, :-1]
+        size = part.shape[0] * part.shape[1]
+        return part.reshape(size, size) * self._subset_scale(len(kept))
+
+    def _eigenpairs(
+        self, group: str, k: int | None, samples: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        key = (group, _key(samples))
+        kept = self._pairs.get(key)
+        if kept is None or k is None or not 1 <= k <= kept[0].numel():
+            kept = gram_eigenpairs(self._gram(group, samples), k)
+            self._pairs[key] = kept
+        values, vectors = kept
+        return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
+
+    def _output_coefficients(
+        self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
+    ) -> Tensor:
+        """Weights [N, D, K] of the Jacobian rows whose sums are the eigenvectors."""
+        assert self._root is not None
+        kept = self._indices(samples)
+        root = self._root[kept]
+        scale = self._subset_scale(len(kept))
+        parts = vectors.reshape(len(kept), -1, values.numel())
+        some = torch.bmm(root, parts) * (scale / values).sqrt()
+        if samples is None:
+            return some
+        whole = some.new_zeros(self.num_samples, *some.shape[1:])
+        whole.index_add_(0, torch.tensor(kept, device=whole.device), some)
+        return whole
+
+    def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
+        """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
+        names = self._block(group).names
+        if self._factors is not None:
+            weights = coefficients.to(self._live_outputs.dtype)
+            if self._basis is not None:
+                weights = torch.einsum("de,ndk->nek", self._basis, weights)
+            return {
+                name: self._factors[name].weighted_sum(weights)
+                if name in self._factors
+                else self._zeros(name, weights.shape[2])
+                for name in names
+            }
+        parameters = [self._tape.parameters[name] for name in names]
+        shape = self._live_outputs.shape
+        columns = torch.stack(
+            [self._layout.unflatten(part, shape) for part in coefficients.unbind(2)]
+        ).to(self._live_outputs.dtype)
+        grads = batched_grad([self._live_outputs], parameters, [columns])
+        return {
+            name: self._zeros(name, columns.shape[0]) if grad is None else grad
+            for name, grad in zip(names, grads, strict=True)
+        }
+
+    def _zeros(self, name: str, count: int) -> Tensor:
+        parameter = self._tape.parameters[name]
+        return torch.zeros(count, *parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def _key(samples: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if samples is None else tuple(samples)
