@@ -195,7 +195,8 @@ def _in_place(module: LightningModule) -> Iterator[LightningModule]:
             vars(child).update(state)
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # a copy for nothing would spoil live graphs
+                    buffer.copy_(value)
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
