@@ -73,9 +73,12 @@ def prove_structure(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Mod
     refuse_mixing(tape, axis.num_samples)
     key = _signature(tape, outputs, axis)
     known = _PROVED.setdefault(model, {})
-    if key not in known:
-        known[key] = _prove(tape, outputs, axis)
-    return known[key]
+    if key in known:
+        return known[key]
+    structure, certain = _prove(tape, outputs, axis)
+    if certain:
+        known[key] = structure
+    return structure
 
 
 def refuse_mixing(tape: Tape, num_samples: int) -> None:
@@ -156,18 +159,25 @@ def locate_samples(
     raise first
 
 
-def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> Structure:
+def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> tuple[Structure, bool]:
+    """The structure, and whether the first and the last sample reached every operation.
+
+    Where a sample sent no gradient (a dead unit), the axis is the likely one, and the proof holds
+    for this batch only.
+    """
     probe = make_probe(outputs, axis)
     edges, places = _edges(tape)
     parameters = list(tape.parameters.values())
     grads = batched_grad([outputs], [*edges, *parameters], [probe.columns])
     arrived, expected = grads[: len(edges)], grads[len(edges) :]
-    axes, usable = [], []
+    axes, usable, certain = [], [], True
     for call, outlets in zip(tape.calls, places, strict=True):
         found = []
         for place in outlets:
             grad = None if place is None else arrived[place]
             found.append(None if grad is None else find_axis(grad, axis.num_samples))
+            if grad is not None and not bool(grad[1].any() and grad[2].any()):
+                certain = False
             if grad is not None and found[-1] is None and call.tainted and overlap(grad):
                 raise InteractionError(_interaction_message(call))
         live = [place for place in outlets if place is not None and arrived[place] is not None]
@@ -194,7 +204,7 @@ def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> Structure:
             dense.append(name)
     if dense:
         _log.info("No structured Jacobian for %s: computed as dense rows.", ", ".join(dense))
-    return Structure(draft.axes, draft.usable, tuple(dense), unused)
+    return Structure(draft.axes, draft.usable, tuple(dense), unused), certain
 
 
 def _sum_over_samples(factor: Factor) -> Tensor:

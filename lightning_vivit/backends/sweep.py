@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.batched import batched_grad
-from lightning_vivit.factors import Dense, Factor, OuterProduct, Shift
+from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
@@ -179,4 +179,6 @@ def _prefers_rows(factor: Factor) -> bool:
         return factor.inputs.shape[2] < factor.columns.shape[4]
     if isinstance(factor, Shift):
         return factor.columns.shape[3] > 1
+    if isinstance(factor, Lookup):
+        return factor.shape[0] < factor.tokens.shape[1]
     return True

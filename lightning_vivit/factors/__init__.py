@@ -2,7 +2,18 @@
 
 from lightning_vivit.factors.base import Dense, Factor, Shift
 from lightning_vivit.factors.contract import MODES, contract
+from lightning_vivit.factors.lookup import Lookup
 from lightning_vivit.factors.orders import ORDERS
 from lightning_vivit.factors.outer import OuterProduct, add_uses
 
-__all__ = ["MODES", "ORDERS", "Dense", "Factor", "OuterProduct", "Shift", "add_uses", "contract"]
+__all__ = [
+    "MODES",
+    "ORDERS",
+    "Dense",
+    "Factor",
+    "Lookup",
+    "OuterProduct",
+    "Shift",
+    "add_uses",
+    "contract",
+]

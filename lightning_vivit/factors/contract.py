@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_vivit.factors.base import Factor
+from lightning_vivit.factors.lookup import Lookup
 from lightning_vivit.factors.orders import ORDERS, multiply_rows
 from lightning_vivit.factors.outer import OuterProduct
 from lightning_vivit.factors.planning import choose_order
@@ -28,5 +29,7 @@ def contract(first: Factor, second: Factor, mode: str = "full", order: str | Non
     """
     if isinstance(first, OuterProduct) and isinstance(second, OuterProduct) and first.joins(second):
         return ORDERS[order or choose_order(first, second, mode)](first, second, mode)
+    if isinstance(first, Lookup) and isinstance(second, Lookup):
+        return first.kernel(second, mode)
     left = first.rows()
     return multiply_rows(left, left if first is second else second.rows(), mode)

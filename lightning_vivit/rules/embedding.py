@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_vivit.factors import Dense, Factor
+from lightning_vivit.factors import Factor, Lookup
 from lightning_vivit.rules.registry import Use, register_rule
 
 
@@ -22,9 +22,5 @@ def embedding(use: Use) -> list[tuple[Tensor, Factor]] | None:
     columns = use.columns.reshape(n, d, -1, width)  # [N, D, L, E]
     index = use.axis.split(tokens).reshape(n, -1)  # [N, L]
     if padding_idx is not None:
-        padding_idx = padding_idx % size
-        columns = columns * (index != padding_idx)[:, None, :, None]
-    rows = columns.new_zeros(n, d, size, width)
-    where = index[:, None, :, None].expand(n, d, index.shape[1], width)
-    rows.scatter_add_(2, where, columns)
-    return [(weight, Dense(rows.reshape(n, d, -1), torch.Size(weight.shape)))]
+        index = torch.where(index == padding_idx % size, -1, index)
+    return [(weight, Lookup(columns, index, torch.Size(weight.shape)))]

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lightning_vivit.factors import MODES, ORDERS, OuterProduct, Shift, add_uses, contract
+from lightning_vivit.factors import MODES, ORDERS, Lookup, OuterProduct, Shift, add_uses, contract
 from lightning_vivit.factors.planning import Size, choose_order, predicted_costs
 
 SIZES = list(itertools.product([1, 3], [1, 2], [1, 4], [1, 5]))  # D, G, L, A
@@ -79,6 +79,34 @@ def test_weighted_sum_is_that_of_the_rows(transposed: bool, length: int) -> None
     shift = Shift(some.columns[:, :, 0], torch.Size([5]))
     expected = torch.einsum("ndk,nda->ka", weights, some.columns[:, :, 0].sum(3))
     torch.testing.assert_close(shift.weighted_sum(weights), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+def test_lookups(mode: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_vivit.factors.lookup._CHUNK_ENTRIES", chunk)
+    generator = torch.Generator().manual_seed(0)
+
+    def make(n: int) -> Lookup:
+        columns = torch.randn(n, 3, 4, 2, generator=generator, dtype=torch.float64)
+        tokens = torch.randint(-1, 6, (n, 4), generator=generator)
+        return Lookup(columns, tokens, torch.Size([6, 2]))
+
+    first, second = make(4), make(2)
+    one_hot = torch.nn.functional.one_hot(first.tokens.clamp(min=0), 6).double()
+    one_hot = one_hot * (first.tokens >= 0).unsqueeze(2)
+    rows = torch.einsum("nlv,ndle->ndve", one_hot, first.columns).flatten(2)
+    torch.testing.assert_close(first.rows(), rows)
+    weights = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("ndk,ndp->kp", weights, rows).reshape(5, 6, 2)
+    torch.testing.assert_close(first.weighted_sum(weights), expected)
+    for other in (first, second):
+        full = torch.einsum("ncp,mdp->ncmd", rows, other.rows())
+        diagonal = torch.einsum("ndmd->nmd", full)
+        expected = {"full": full, "diagonal": diagonal, "trace": diagonal.sum(-1)}[mode]
+        torch.testing.assert_close(contract(first, other, mode), expected)
+    nothing = Lookup(second.columns, torch.full_like(second.tokens, -1), second.shape)
+    assert not bool(contract(first, nothing, mode).any())
 
 
 def test_uses_are_summed_before_they_are_contracted() -> None:
