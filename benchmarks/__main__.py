@@ -14,6 +14,8 @@ import argparse
 import datetime
 import json
 import platform
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,8 @@ def measure(short: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     name = SHORT[short]
     kind = "kernel" if short in ("cnn", "wide") else "eigenpairs"
     work = build(short).to(device)
-    memory = peak_memory(OURS[kind](work), device)
-    step = peak_memory(training_step(work), device)
+    memory = memory_in_new_process(short, "ours", options)
+    step = memory_in_new_process(short, "step", options)
     found = compare(OURS[kind](work), training_step(work), device, options.pairs, options.limit)
     rows.append(
         {
@@ -104,6 +106,25 @@ def measure(short: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def memory_in_new_process(short: str, what: str, options: argparse.Namespace) -> float:
+    """Peak MiB over the model's own, in a process that has done nothing else."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--memory", what]
+    command += ["--workload", short, "--device", options.device]
+    command += ["--threads", str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_memory(short: str, what: str, device: torch.device) -> None:
+    kind = "kernel" if short in ("cnn", "wide") else "eigenpairs"
+    warm = build("mlp").to(device)  # loads the libraries
+    OURS["eigenpairs"](warm)()
+    training_step(warm)()
+    work = build(short).to(device)
+    task = OURS[kind](work) if what == "ours" else training_step(work)
+    print(peak_memory(task, device))
+
+
 def report(row: dict[str, Any]) -> None:
     start = f"{row['workload']:<30} {row['what']:<12} {row['peer']:<22}"
     if "failed" in row:
@@ -134,7 +155,8 @@ def table(path: Path) -> str:
         elif "steps" in row:
             lines.append(
                 f"{start} {row['ours_s']:.3f} s | {row['peer_s']:.3f} s | "
-                f"{row['steps']:.1f} steps, {row['memory_mib']:.0f} MiB |"
+                f"{row['steps']:.1f} steps; {row['memory_mib']:.0f} MiB, "
+                f"step {row['step_memory_mib']:.0f} MiB |"
             )
         else:
             lines.append(
@@ -153,12 +175,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="where to keep the results")
+    parser.add_argument("--memory", choices=["ours", "step"], help="print the peak memory and stop")
     parser.add_argument("--table", type=Path, help="print the table of a kept run and stop")
     options = parser.parse_args()
     if options.table:
         print(table(options.table))
         return
     torch.set_num_threads(options.threads)
+    torch.backends.mha.set_fastpath_enabled(False)  # the peers cannot differentiate it
+    if options.memory:
+        print_memory(options.workload[0], options.memory, torch.device(options.device))
+        return
     where = environment(torch.device(options.device), options.threads)
     rows = [row for short in options.workload for row in measure(short, options)]
     out = options.out or Path(__file__).parent / "results" / f"{where['date']}.json"

@@ -407,6 +407,10 @@ def test_compiled_and_checkpointed_models() -> None:
 
     problem = Problem(Checkpointed(), nn.CrossEntropyLoss(), x, TARGETS)
     torch.testing.assert_close(evaluate(problem).eigenvalues(), expected)
+    # the recomputation runs BackPACK's forward hooks again, over what they had kept
+    with pytest.raises(ProblemError, match=r"BackPACK failed(.|\n)*backend='autograd'"):
+        evaluate(problem, backend="backpack")
+    assert traces_of_backpack(model) == []
 
 
 def test_a_failing_pass_leaves_the_training_as_it_is(

@@ -241,6 +241,21 @@ def test_wrong_use() -> None:
         EigvalshComputation().get_result({"params": parameters})
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_binary_cross_entropy_of_one_logit(reduction: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x, y = torch.randn(4, 5).double(), torch.randint(0, 2, (4, 1)).double()
+    plain = nn.BCEWithLogitsLoss(reduction=reduction)
+    expected = ggn_eigenvalues(model, plain, x, y)
+    extend(model)
+    with backpack(ViViTGGNExact()):
+        extend(plain)(model(x), y).backward()
+    gram = sum(p.vivit_ggn_exact["gram_mat"]() for p in model.parameters())
+    values = torch.linalg.eigvalsh(gram.reshape(4, 4))
+    assert torch.allclose(values, expected, rtol=1e-9, atol=1e-12)
+
+
 class Branches(nn.Module):
     """A residual block with a functional sum, and functional activations."""
 

@@ -11,9 +11,9 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MATCHES = {
     "directional_derivatives.py": [
-        "First-order directional derivatives match!",
-        "Second-order directional derivatives match!",
-        "Averaged second-order directional derivatives match eigenvalues!",
+        "1ˢᵗ-order directional derivatives match!",
+        "2ⁿᵈ-order directional derivatives match!",
+        "Averaged 2ⁿᵈ-order directional derivatives match eigenvalues!",
     ],
     "empirical_ntk.py": ["NTK from functorch and vivit match!"],
 }
