@@ -14,6 +14,7 @@ from lightning_vivit.backends.autograd import Structure, jacobian_factors
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
+from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.gram import add_kernels
 from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
 from lightning_vivit.plan import Plan
@@ -115,7 +116,7 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
         passes = plan_passes(
             task.tape, task.structure, names, count, depth, itemsize, fixed, budget
         )
-    plan = Plan()
+    plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * itemsize))))
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None
     for part in passes:

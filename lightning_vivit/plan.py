@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.factors import Factor, OuterProduct, contract
+from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.factors.planning import (
     Size,
     multiplications_per_second,
@@ -47,6 +48,7 @@ class Plan:
     backward: float = 0.0  # seconds of the backward sweeps and of forming the factors
     passes: int = 0
     like: Tensor | None = None  # tells device and dtype
+    entries: int = CHUNK_ENTRIES  # of temporary rows that may be held at once
 
     def run(self, names: str, first: Factor, second: Factor, mode: str) -> Tensor:
         """Contract two factors and note what it cost.
@@ -63,7 +65,8 @@ class Plan:
         order, cost, shape = _predict(first, second, mode)
         self.like = _tensor(first)
         start = time.perf_counter()
-        result = contract(first, second, mode, None if order == "dense" else order)
+        chosen = None if order == "dense" else order
+        result = contract(first, second, mode, chosen, self.entries)
         measured = time.perf_counter() - start
         memory = sum(t.numel() * t.element_size() for t in vars(first).values() if _is_tensor(t))
         self.rows.append(PlanRow(names, order, shape, cost, measured, memory))

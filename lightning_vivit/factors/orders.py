@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_vivit.factors.outer import OuterProduct
 
-_CHUNK_ENTRIES = 1 << 22  # entries of temporary rows held at once (16 MB in float32)
+CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
 _WIDTH = 256  # columns of a product of input kernels
 
@@ -60,7 +60,9 @@ def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
     return total
 
 
-def by_rows(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
+def by_rows(
+    first: OuterProduct, second: OuterProduct, mode: str, entries: int = CHUNK_ENTRIES
+) -> Tensor:
     """Jacobian rows of a few outputs at a time, multiplied.
 
     Best for many positions and small weights (early convolutions).
@@ -68,7 +70,7 @@ def by_rows(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
     n, c, groups, a, _ = first.columns.shape
     m, d = second.columns.shape[:2]
     b = first.inputs.shape[2]
-    step = max(1, min(a, _CHUNK_ENTRIES // max(1, n * c * b)))
+    step = max(1, min(a, entries // max(1, n * c * b)))
     workspace = first.columns.new_empty(n * c * step * b)
     spare = workspace if first is second else first.columns.new_empty(m * d * step * b)
     total: Tensor | None = None
