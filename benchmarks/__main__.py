@@ -155,8 +155,7 @@ def table(path: Path) -> str:
         elif "steps" in row:
             lines.append(
                 f"{start} {row['ours_s']:.3f} s | {row['peer_s']:.3f} s | "
-                f"{row['steps']:.1f} steps; {row['memory_mib']:.0f} MiB, "
-                f"step {row['step_memory_mib']:.0f} MiB |"
+                f"{row['steps']:.1f} steps, {row['memory_mib']:.0f} MiB |"
             )
         else:
             lines.append(
