@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors import Dense, Factor
+from lightning_vivit.factors import Factor
 from lightning_vivit.rules.broadcast import broadcasts_over_samples, reduce_columns
 from lightning_vivit.rules.registry import Use, register_rule
 
@@ -101,6 +101,3 @@ def _slope(use: Use, tensor: Tensor, shape: torch.Size) -> Tensor | None:
             return None
         (slope,) = torch.autograd.grad(result.sum(), leaf)
     return slope
-
-
-__all__ = ["Dense", "elementwise"]
