@@ -6,11 +6,14 @@ module is named by its class path: `--model mypackage.MyModule --data mypackage.
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lightning_vivit.callbacks
@@ -26,19 +29,36 @@ class CurvatureCLI(LightningCLI):
 
 
 @rank_zero_only
-def announce(trainer: Any) -> None:
+def announce(trainer: Trainer) -> None:
     """Print where the logs are and how to look at them.
 
     Args:
         trainer: The Trainer that has run.
     """
-    directories = [logger.log_dir for logger in trainer.loggers if getattr(logger, "log_dir", None)]
+    directories = [found for logger in trainer.loggers if (found := _directory(logger))]
     if not directories:
         print("Nothing was written: the Trainer has no logger with a directory.")
-        return
     for directory in directories:
-        print(f"Logs: {Path(directory).resolve()}")
-    print(f"Look at them: tensorboard --logdir {Path(directories[0]).resolve()}")
+        print(f"Logs: {directory}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            command = [_tensorboard(), "--logdir", _directory(logger)]
+            print(f"Look at them: {shlex.join(command)}")
+
+
+def _directory(logger: Logger) -> str:
+    """The logger's directory: absolute, or as it is for a remote address; empty without one."""
+    directory = logger.log_dir or ""
+    return directory if not directory or "://" in directory else str(Path(directory).resolve())
+
+
+def _tensorboard() -> str:
+    """TensorBoard's command, with its folder unless the shell would find the same one."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    found = shutil.which("tensorboard")
+    if not beside.exists() or (found and Path(found).samefile(beside)):
+        return "tensorboard"
+    return str(beside)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_vivit.cli import announce
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits.yaml"
@@ -47,6 +51,40 @@ def test_main_job_writes_every_key_and_says_where_to_look(tmp_path: Path) -> Non
     assert [event.step for event in events.Scalars("ggn/eigenvalue_1")] == [0, 10, 20]
     histograms = {"ggn/eigenvalues_log10", "directions/gamma_1", "directions/lambda_1"}
     assert histograms | {"ntk/eigenvalues_log10"} <= set(tags["histograms"])
+
+
+def announced(loggers: list[Logger], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    announce(L.Trainer(logger=loggers, accelerator="cpu", enable_progress_bar=False))
+    return [line for line in capsys.readouterr().out.splitlines() if ": " in line]
+
+
+def test_the_printed_command_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binaries, folder = tmp_path / "bin", tmp_path / "two words"
+    binaries.mkdir()
+    for name in ("python", "tensorboard"):
+        (binaries / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    loggers = [CSVLogger(folder, version=0), TensorBoardLogger(folder, name="board", version=0)]
+    csv, board = folder / "lightning_logs" / "version_0", folder / "board" / "version_0"
+
+    monkeypatch.setenv("PATH", "")
+    *_, first, second, last = announced(loggers, capsys)
+    assert [first, second] == [f"Logs: {csv}", f"Logs: {board}"]
+    assert last == f"Look at them: {binaries}/tensorboard --logdir '{board}'"
+
+    monkeypatch.setenv("PATH", str(binaries))
+    assert announced(loggers, capsys)[-1] == f"Look at them: tensorboard --logdir '{board}'"
+
+
+def test_no_tensorboard_command_without_event_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = announced([CSVLogger(tmp_path, version=0)], capsys)
+    assert lines[-1] == f"Logs: {tmp_path / 'lightning_logs' / 'version_0'}"
+    assert "--logdir" not in "".join(lines)
+    assert announced([], capsys)[-1].startswith("Nothing was written")
 
 
 def test_short_name_and_options(tmp_path: Path) -> None:
