@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -35,6 +36,7 @@ PACKAGES = (
     "nngeometry",
     "scipy",
 )
+TOLERANCE = 1e-4  # results that differ by more are marked in the table
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
@@ -53,7 +55,9 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         machine = torch.cuda.get_device_name(device)
     return {
         "machine": machine,
+        "cores": os.cpu_count(),
         "threads": threads,
+        "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
         "versions": versions,
     }
@@ -106,13 +110,20 @@ def measure(short: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def memory_in_new_process(short: str, what: str, options: argparse.Namespace) -> float:
-    """Peak MiB over the model's own, in a process that has done nothing else."""
+def memory_in_new_process(short: str, what: str, options: argparse.Namespace) -> float | None:
+    """Peak MiB over the model's own, in a process that has done nothing else; None if it died."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--memory", what]
     command += ["--workload", short, "--device", options.device]
     command += ["--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{SHORT[short]}: no memory of {what}: {done.stderr.strip()[-200:]}", flush=True)
+        return None
     return float(done.stdout.split()[-1])
+
+
+def mib(amount: float | None) -> str:
+    return "unknown" if amount is None else f"{amount:.0f} MiB"
 
 
 def print_memory(short: str, what: str, device: torch.device) -> None:
@@ -132,10 +143,17 @@ def report(row: dict[str, Any]) -> None:
         return
     text = f"{start} ours {row['ours_s']:8.3f} s  peer {row['peer_s']:8.3f} s"
     if "steps" in row:
-        text += f"  = {row['steps']:6.1f} training steps, {row['memory_mib']:6.0f} MiB"
+        text += f"  = {row['steps']:6.1f} training steps, {mib(row['memory_mib'])}"
     else:
         text += f"  ratio {row['ratio']:7.2f}  deviation {row['deviation']:.1e}"
     print(text, flush=True)
+
+
+def apart(deviation: float | None) -> str:
+    """How far the results differ; in bold where that is more than the tolerance."""
+    if deviation is None:
+        return "not compared"
+    return f"{deviation:.0e}" if deviation <= TOLERANCE else f"**{deviation:.0e}**"
 
 
 def table(path: Path) -> str:
@@ -145,21 +163,22 @@ def table(path: Path) -> str:
         f"{where['machine']}, {where['threads']} threads, torch {where['versions']['torch']}, "
         f"{where['date']}; medians; a ratio is the peer's time over ours.",
         "",
-        "| workload | task | against | ours | peer | ratio |",
-        "|---|---|---|---|---|---|",
+        "| workload | task | against | ours | peer | ratio | apart by |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         start = f"| {row['workload']} | {row['what']} | {row['peer']} |"
         if "failed" in row:
-            lines.append(f"{start} | | {row['failed'].partition(':')[0]} |")
+            lines.append(f"{start} | | {row['failed'].partition(':')[0]} | |")
         elif "steps" in row:
             lines.append(
                 f"{start} {row['ours_s']:.3f} s | {row['peer_s']:.3f} s | "
-                f"{row['steps']:.1f} steps, {row['memory_mib']:.0f} MiB |"
+                f"{row['steps']:.1f} steps, {mib(row['memory_mib'])} | |"
             )
         else:
             lines.append(
-                f"{start} {row['ours_s']:.3f} s | {row['peer_s']:.3f} s | {row['ratio']:.1f} |"
+                f"{start} {row['ours_s']:.3f} s | {row['peer_s']:.3f} s | {row['ratio']:.1f} | "
+                f"{apart(row['deviation'])} |"
             )
     return "\n".join(lines)
 
@@ -186,9 +205,13 @@ def main() -> None:
         print_memory(options.workload[0], options.memory, torch.device(options.device))
         return
     where = environment(torch.device(options.device), options.threads)
-    rows = [row for short in options.workload for row in measure(short, options)]
-    out = options.out or Path(__file__).parent / "results" / f"{where['date']}.json"
-    out.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
+    kept = f"{where['date']}-{torch.device(options.device).type}.json"
+    out = options.out or Path(__file__).parent / "results" / kept
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for short in options.workload:  # kept after each, so that a long run is not lost
+        rows += measure(short, options)
+        out.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
     print(f"\n{table(out)}\n\nKept in {out}")
 
 
