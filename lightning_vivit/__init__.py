@@ -5,6 +5,12 @@ from lightning_vivit.callbacks import (
     GGNSpectrumMonitor,
     NTKMonitor,
 )
+from lightning_vivit.computations import (
+    DirectionalDampedNewtonComputation,
+    DirectionalDerivativesComputation,
+    EighComputation,
+    EigvalshComputation,
+)
 from lightning_vivit.directions import Directions
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
 from lightning_vivit.evaluation import Evaluation, evaluate
@@ -19,8 +25,12 @@ from lightning_vivit.problem import Problem
 from lightning_vivit.rules import register_rule, unregister_rule
 
 __all__ = [
+    "DirectionalDampedNewtonComputation",
+    "DirectionalDerivativesComputation",
     "DirectionalDerivativesMonitor",
     "Directions",
+    "EighComputation",
+    "EigvalshComputation",
     "Evaluation",
     "GGNSpectrumMonitor",
     "InteractionError",

@@ -3,10 +3,12 @@
 Each gives an extension and an extension hook for ``with backpack(...)``; the results are there
 after the backward pass. Signatures and meanings are those of vivit-for-pytorch 1.0.0. Different:
 any number of Monte-Carlo samples also for the two directional computations; per-sample gradients
-come from the backward pass itself instead of a second extension; ``verbose`` logs (logger
-``lightning_vivit.computations``, level INFO) instead of printing.
+come from the backward pass itself instead of a second extension, free of what the loss was
+multiplied with before it; a hook serves any number of backward passes; a parameter that two layers
+share, and ``reduction="sum"`` where the scaling needs the mean, are errors; the Newton step is a
+tuple; ``verbose`` logs (logger ``lightning_vivit.computations``, level INFO) instead of printing.
 
-The loss must have ``reduction="mean"``.
+The loss must have ``reduction="mean"``; eigenvalues and eigenvectors of all samples work for a sum.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ class _Block:
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self.missing = {id(parameter) for parameter in group["params"]}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was accumulated: a new backward pass begins."""
+        self.missing = {id(parameter) for parameter in self.group["params"]}
         self.gram: Tensor | None = None  # [N, C, N, C]
         self.cross: Tensor | None = None  # [N, C, N']: V^T g_n
         self.factors: dict[int, Factor] = {}
@@ -74,6 +80,7 @@ class _Computation:
         self._verbose = verbose
         self._warn_small_eigvals = warn_small_eigvals
         self._results: dict[int, Any] = {}
+        self._blocks: dict[int, _Block] = {}
 
     def _make_extension(self) -> ViViTGGN:
         if self._mc_samples == 0:
@@ -94,18 +101,22 @@ class _Computation:
             OptionError: A key is missing, or a parameter is in two groups.
         """
         _check_groups(param_groups, self._needs)
-        blocks = {
-            id(p): block for block in map(_Block, param_groups) for p in block.group["params"]
-        }
+        made = [_Block(group) for group in param_groups]
+        self._blocks.update({id(block.group): block for block in made})
+        blocks = {id(p): block for block in made for p in block.group["params"]}
         savefield = self._make_extension().savefield
 
         def hook(module: nn.Module) -> None:
+            self._check_loss(module)
             for parameter in module.parameters(recurse=False):
                 quantities = getattr(parameter, savefield, None)
                 block = blocks.get(id(parameter))
                 if quantities is None or block is None:
                     continue
                 delattr(parameter, savefield)
+                if id(parameter) not in block.missing:  # seen before: in an earlier backward pass
+                    block.restart()
+                    self._results.pop(id(block.group), None)
                 self._add(block, parameter, quantities, module)
                 if not block.missing:
                     self._log("group %s: all parameters seen", id(block.group))
@@ -129,7 +140,20 @@ class _Computation:
         try:
             return self._results[id(group)]
         except KeyError as error:
-            raise KeyError("No results available for this group") from error
+            raise KeyError(f"No results available for this group{self._reason(group)}") from error
+
+    def _reason(self, group: Group) -> str:
+        if id(group) not in self._blocks:
+            return ": it is not one of those given to get_extension_hook."
+        missing = self._blocks[id(group)].missing
+        shapes = [tuple(p.shape) for p in group["params"] if id(p) in missing]
+        return f": backward did not reach its parameters of shape {shapes}. Leave out unused ones."
+
+    def _check_loss(self, module: nn.Module) -> None:
+        if isinstance(module, nn.modules.loss._Loss) and module.reduction != "mean":
+            if self._wants_gradients or self._subsampling is not None:
+                name = f"{type(module).__name__}(reduction={module.reduction!r})"
+                raise OptionError(f"The loss is {name}. Supported here: reduction='mean'.")
 
     def _finish(self, block: _Block) -> Any:
         raise AssertionError("every computation finishes its blocks")

@@ -61,12 +61,12 @@ def layer_call(layer: nn.Module, inputs: Tensor) -> tuple[Callable[..., Any], tu
             0.0,
             layer.eps,
         )
-    if isinstance(layer, nn.Embedding):
+    if isinstance(layer, nn.Embedding) and not layer.scale_grad_by_freq:
         return F.embedding, (inputs, layer.weight, layer.padding_idx)
     raise ProblemError(
         f"No factor for {type(layer).__name__}. Supported: Linear, convolutions and transposed "
-        "convolutions (zero padding), BatchNorm in eval mode, Embedding. Use the autograd "
-        "functions of lightning_vivit for other layers."
+        "convolutions (zero padding), BatchNorm in eval mode, Embedding "
+        "(scale_grad_by_freq=False). Use the autograd functions of lightning_vivit for others."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import re
 from pathlib import Path
@@ -68,6 +69,16 @@ def test_equals_the_autograd_backend(name: str, loss: nn.Module) -> None:
         torch.testing.assert_close(step[key], other[key], rtol=1e-4, atol=1e-7)
     assert traces_of_backpack(model) == []
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def shared_parameter() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, C))
+    model[2].weight = model[0].weight
+    return model
+
+
+def on_images(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers, nn.Flatten(), nn.LazyLinear(C))
 
 
 class Functional(nn.Module):
@@ -143,6 +154,23 @@ REFUSED = {
         ),
         "circular",
     ),
+    "shared parameter": (shared_parameter, "'0' and '2' share a parameter"),
+    "padding in words": (
+        lambda: on_images(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding="same")),
+        "'2' pads with 'same'",
+    ),
+    "average over a part": (
+        lambda: on_images(nn.Conv2d(1, 2, 1), nn.AvgPool2d(2, divisor_override=3)),
+        "'2' averages with",
+    ),
+    "average in another dtype": (
+        lambda: on_images(nn.Conv2d(1, 2, 1), nn.AvgPool2d(2)).double(),
+        "'2' averages in torch.float64",
+    ),
+    "normalisation without parameters": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, C)),
+        "'1' is a normalisation",
+    ),
     "already extended": (
         lambda: extend(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, C))),
         "extended already",
@@ -153,9 +181,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_inspection(name: str) -> None:
     make, words = REFUSED[name]
-    model = make()
+    model = make().eval()
+    x = torch.randn(N, 4, dtype=torch.float64 if "dtype" in name else None)
+    if name != "already extended":
+        model(x)  # lazy layers
     before = traces_of_backpack(model)
-    problem = Problem(model, nn.CrossEntropyLoss(), torch.randn(N, 4), TARGETS)
+    problem = Problem(model, nn.CrossEntropyLoss(), x, TARGETS)
     with pytest.raises(ProblemError, match=words) as caught:
         evaluate(problem, backend="backpack")
     assert "backend='autograd'" in str(caught.value)
@@ -298,6 +329,29 @@ def test_nothing_is_left_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
     assert traces_of_backpack(model) == []
     monkeypatch.undo()
     evaluate(Problem(model, nn.CrossEntropyLoss(), x, TARGETS), backend="backpack")
+
+
+def living_convolutions() -> int:
+    gc.collect()
+    return sum(isinstance(thing, nn.Conv2d) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_copies_and_their_activations_are_freed(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = build("conv2d")
+    problem = Problem(model, nn.CrossEntropyLoss(), x, TARGETS)
+    before = living_convolutions()
+    if fails:
+        monkeypatch.setattr("lightning_vivit.extensions.secondorder.vivit.layer_factor", None)
+    for _ in range(3):
+        if fails:
+            with pytest.raises(ProblemError, match="BackPACK failed"):
+                evaluate(problem, backend="backpack")
+        else:
+            evaluate(problem, backend="backpack").directions(k=2)
+    assert living_convolutions() == before
 
 
 def test_gradient_norms_and_variance() -> None:

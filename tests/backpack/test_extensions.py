@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from backpack import backpack, extend
 from backpack_layers import NETWORKS, build
 from torch import Tensor, nn
 
-from lightning_vivit import OptionError, ggn_eigenvalues
+import lightning_vivit
+from lightning_vivit import OptionError, ProblemError, ggn_eigenvalues
 from lightning_vivit.computations import (
     DirectionalDampedNewtonComputation,
     DirectionalDerivativesComputation,
@@ -239,6 +242,153 @@ def test_wrong_use() -> None:
         EigvalshComputation(subsampling=[0, 0])
     with pytest.raises(KeyError, match="No results"):
         EigvalshComputation().get_result({"params": parameters})
+
+
+COMPUTATIONS = [
+    EigvalshComputation,
+    EighComputation,
+    DirectionalDerivativesComputation,
+    DirectionalDampedNewtonComputation,
+]
+
+
+def top_group(problem: Problem) -> dict[str, Any]:
+    return {
+        "params": list(problem.model.parameters()),
+        "criterion": lambda values: [values.numel() - 1],
+        "damping": lambda values, vectors, gammas, lambdas: torch.ones_like(values),
+    }
+
+
+def extensions_of(computation: Any) -> list[Any]:
+    one = isinstance(computation, (EigvalshComputation, EighComputation))
+    return [computation.get_extension()] if one else computation.get_extensions()
+
+
+def flat_result(result: Any) -> Tensor:
+    if isinstance(result, Tensor):
+        return result.flatten().abs()
+    return torch.cat([flat_result(part) for part in result])
+
+
+@pytest.mark.parametrize("kind", COMPUTATIONS)
+def test_one_hook_serves_several_passes_also_after_a_broken_one(kind: type) -> None:
+    problem = Problem("tanh", "cross_entropy", "mean")
+    group = top_group(problem)
+    computation = kind()
+    hook = computation.get_extension_hook([group])
+    problem.backward(*extensions_of(computation), hook=hook)
+    first = flat_result(computation.get_result(group))
+
+    def broken(module: nn.Module) -> None:
+        hook(module)
+        if isinstance(module, nn.Linear):
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        problem.backward(*extensions_of(computation), hook=broken)
+    with pytest.raises(KeyError, match="did not reach"):
+        computation.get_result(group)
+    for _ in range(2):
+        problem.backward(*extensions_of(computation), hook=hook)
+        again = flat_result(computation.get_result(group))
+        torch.testing.assert_close(again, first, rtol=1e-9, atol=1e-12)
+
+
+def test_the_scale_of_the_loss_is_not_in_the_gammas() -> None:
+    problem = Problem("tanh", "cross_entropy", "mean")
+    group, results = top_group(problem), []
+    for scale in (1.0, 65536.0):
+        computation = DirectionalDerivativesComputation()
+        hook = computation.get_extension_hook([group])
+        value = scale * problem.loss(problem.model(problem.inputs), problem.targets)
+        with backpack(*computation.get_extensions(), extension_hook=hook):
+            value.backward()
+        results.append(flat_result(computation.get_result(group)))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_sum_is_refused_where_the_scaling_needs_the_mean() -> None:
+    problem = Problem("tanh", "mse", "sum")
+    for computation in (DirectionalDerivativesComputation(), EighComputation(subsampling=[0])):
+        hook = computation.get_extension_hook([top_group(problem)])
+        with pytest.raises(OptionError, match="reduction='sum'"):
+            problem.backward(*extensions_of(computation), hook=hook)
+    group, values = top_group(problem), EigvalshComputation()
+    problem.backward(values.get_extension(), hook=values.get_extension_hook([group]))
+    expected = torch.linalg.eigvalsh(problem.ggn)[-1]
+    torch.testing.assert_close(values.get_result(group)[-1], expected, rtol=1e-9, atol=0)
+
+
+def test_frozen_parameters_have_no_result() -> None:
+    problem = Problem("tanh", "cross_entropy", "mean")
+    problem.model[0].weight.requires_grad_(False)
+    group, computation = top_group(problem), EigvalshComputation()
+    problem.backward(computation.get_extension(), hook=computation.get_extension_hook([group]))
+    with pytest.raises(KeyError, match=r"did not reach.*\(6, 5\)"):
+        computation.get_result(group)
+
+
+def small(first: nn.Module, width: int, inputs: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(width, 3)).double()
+    targets = torch.arange(len(inputs)) % 3
+    expected = ggn_eigenvalues(model, nn.CrossEntropyLoss(), inputs, targets)
+    value = extend(nn.CrossEntropyLoss())(extend(model)(inputs), targets)
+    with backpack(ViViTGGNExact()):
+        value.backward()
+    gram = sum(p.vivit_ggn_exact["gram_mat"]() for p in model.parameters())
+    size = 3 * len(inputs)
+    return model, torch.linalg.eigvalsh(gram.reshape(size, size)), expected
+
+
+def test_layers_with_options() -> None:
+    torch.manual_seed(0)
+    tokens = torch.tensor([[0, 0, 1], [2, 0, 3], [1, 1, 1], [6, 5, 0]])
+    signal = torch.randn(4, 2, 6).double()
+    for first, width, inputs in [
+        (nn.Embedding(7, 4, padding_idx=0), 12, tokens),
+        (nn.Conv1d(2, 3, 3, padding="same"), 18, signal),
+        (nn.ConvTranspose1d(2, 4, 3, stride=2, dilation=2, groups=2, output_padding=1), 64, signal),
+    ]:
+        _, values, expected = small(first, width, inputs)
+        torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ProblemError, match="scale_grad_by_freq"):
+        small(nn.Embedding(7, 4, scale_grad_by_freq=True), 12, tokens)
+    with pytest.raises(ProblemError, match="No factor for Conv1d"):
+        small(nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), 18, signal)
+
+
+def test_shared_parameters_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    value = extend(nn.MSELoss())(extend(model)(torch.randn(3, 4)), torch.randn(3, 4))
+    with pytest.raises(ProblemError, match="shared by two layers"), backpack(ViViTGGNExact()):
+        value.backward()
+
+
+def test_one_extension_serves_several_passes() -> None:
+    problem = Problem("tanh", "mse", "mean")
+    extension = ViViTGGNExact()
+    grams = []
+    for _ in range(2):
+        problem.backward(extension)
+        grams.append(problem.model[0].weight.vivit_ggn_exact["gram_mat"]())
+    assert torch.equal(*grams)
+
+
+def test_import_paths_that_users_know() -> None:
+    paths = {
+        "optim": COMPUTATIONS[2:],
+        "optim.directional_derivatives": COMPUTATIONS[2:3],
+        "optim.directional_damped_newton": COMPUTATIONS[3:],
+        "linalg.eigvalsh": COMPUTATIONS[:1],
+        "linalg.eigh": COMPUTATIONS[1:2],
+        "extensions.secondorder.vivit": [ViViTGGNExact, ViViTGGNMC],
+    }
+    assert all(getattr(lightning_vivit, kind.__name__) is kind for kind in COMPUTATIONS)
+    for path, names in paths.items():
+        module = importlib.import_module(f"lightning_vivit.{path}")
+        assert [getattr(module, name.__name__) for name in names] == names
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

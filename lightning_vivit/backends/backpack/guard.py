@@ -9,10 +9,11 @@ knows, each module has to run once, and nothing may work in place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
@@ -34,7 +35,12 @@ def check_layers(layers: Mapping[str, nn.Module], supported: Collection[type[nn.
         ProblemError: Names the layers.
     """
     problems = []
+    owners: dict[int, str] = {}
     for name, layer in layers.items():
+        for parameter in layer.parameters():
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                problems.append(f"{owner!r} and {name!r} share a parameter")
         if any(True for _ in layer.parameters()) and type(layer) not in supported:
             problems.append(f"{name!r} is a {type(layer).__name__}, which BackPACK has no rule for")
         elif getattr(layer, "inplace", False):
@@ -108,10 +114,14 @@ class Guard(TorchFunctionMode):
             return
         self._calls[name] += 1
         differentiated = any(tensor.requires_grad for tensor in tensors_in(inputs))
-        if differentiated and type(layer) not in self._supported:
+        if not differentiated:
+            return
+        if type(layer) not in self._supported:
             self.problems.append(
                 f"{name!r} is a {type(layer).__name__}, which BackPACK has no rule for"
             )
+        elif limit := _limit(layer, tensors_in(inputs)):
+            self.problems.append(f"{name!r} {limit}")
 
     def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         self._inside -= 1
@@ -133,3 +143,24 @@ class Guard(TorchFunctionMode):
                 name = getattr(func, "__name__", str(func))
                 self.problems.append(f"the operation {name!r} runs outside of its layers")
         return result
+
+
+def _limit(layer: nn.Module, inputs: Iterable[Tensor]) -> str | None:
+    """What BackPACK cannot propagate through a layer that it has a rule for."""
+    padding = getattr(layer, "padding", None)
+    if isinstance(padding, str):
+        return f"pads with {padding!r}, BackPACK only with numbers"
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.affine:
+        return "is a normalisation with affine=False, BackPACK has only affine=True"
+    if isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
+        if layer.ceil_mode or not layer.count_include_pad or _divisor(layer) is not None:
+            return "averages with ceil_mode, count_include_pad=False or divisor_override"
+        default = torch.get_default_dtype()
+        other = [tensor.dtype for tensor in inputs if tensor.dtype != default]
+        if other:
+            return f"averages in {other[0]}, BackPACK only in the default dtype, {default}"
+    return None
+
+
+def _divisor(layer: nn.Module) -> int | None:
+    return getattr(layer, "divisor_override", None)

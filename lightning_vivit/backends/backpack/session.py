@@ -3,11 +3,16 @@
 The module is extended on the shadow copy that shares its parameters, so that the user's own
 module never gets a hook or a flag; what BackPACK puts on the parameters is removed, also after an
 exception. Gradients are taken with `torch.autograd.grad`: `.grad` is not touched.
+
+What BackPACK keeps of the forward pass (``input0``, ``output`` of each layer) would tie the copy to
+its own autograd graph in a cycle that Python cannot collect. So it stays in the session, and is on
+the layers only while the extended backward pass runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +59,7 @@ class BackpackSession:
         self._extension = ViViTGGNExact()
         self._extension.set_module_extension(_Columns, _ColumnsExtension())
         self._guard: Guard | None = None
+        self._activations: list[tuple[nn.Module, dict[str, Any]]] = []
 
     @contextmanager
     def attach(self, stand_in: nn.Module, original: nn.Module) -> Iterator[None]:
@@ -80,12 +86,15 @@ class BackpackSession:
         check_layers(layers, supported)
         self._guard = Guard(layers, supported)
         before = len(CTX.hook_handles)
-        for layer in layers.values():
-            if type(layer) in supported:
-                extend(layer)
+        extended = [layer for layer in layers.values() if type(layer) in supported]
+        for layer in extended:
+            extend(layer)
         del CTX.hook_handles[before:]  # the handles of copies that are thrown away
-        with self._guard.watch(stand_in):
-            yield
+        try:
+            with self._guard.watch(stand_in):
+                yield
+        finally:
+            self._activations = _take_activations(extended)
         self._guard.check()
 
     def factors(
@@ -153,8 +162,14 @@ class BackpackSession:
         before = len(CTX.hook_handles)
         loss = extend(_Columns(columns))
         del CTX.hook_handles[before:]
-        with backpack(self._extension, extension_hook=collect, retain_graph=True):
-            torch.autograd.grad(loss(outputs), parameters, retain_graph=True, allow_unused=True)
+        layers = [layer for layer, _ in self._activations]
+        for layer, kept in self._activations:
+            vars(layer).update(kept)
+        try:
+            with backpack(self._extension, extension_hook=collect, retain_graph=True):
+                torch.autograd.grad(loss(outputs), parameters, retain_graph=True, allow_unused=True)
+        finally:
+            _take_activations([loss, *layers])
 
     def _check(
         self,
@@ -189,3 +204,12 @@ class BackpackSession:
                     f"BackPACK's Jacobian of {name!r} is not autograd's (relative difference "
                     f"{off:.1e}). {ADVICE}"
                 )
+
+
+def _take_activations(layers: Iterable[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Move what BackPACK kept of the forward pass off the layers."""
+    taken = []
+    for layer in layers:
+        names = [name for name in vars(layer) if re.fullmatch(r"input\d+|output", name)]
+        taken.append((layer, {name: vars(layer).pop(name) for name in names}))
+    return taken

@@ -10,6 +10,7 @@ Reference: Dangel, Tatzel and Hennig 2022 (arXiv:2106.02624), section 2.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from backpack.extensions.secondorder.sqrt_ggn import (
 )
 from torch import Tensor, nn
 
+from lightning_vivit.errors import ProblemError
 from lightning_vivit.extensions.layers import layer_factor
 from lightning_vivit.factors import Factor, contract
 
@@ -41,7 +43,11 @@ class ViViTGGN(SqrtGGN):
     - ``V_t_mat_prod(mat)``: V^T times vectors, [K, *shape] -> [K, C, N];
     - ``factor``: the structured rows themselves;
     - ``gradient_factor(samples)``: rows of the loss's gradients, one per sample, for the given
-      samples (None for all), as autograd sends them (with the loss's 1/N).
+      samples (None for all), with the loss's 1/N, but without what the loss was multiplied with
+      before its backward pass (a GradScaler's scale), as V has none of it either. To be called in
+      the extension hook: afterwards BackPACK has dropped the layer's input.
+
+    A parameter that two layers share is refused, since the terms between its uses would be lost.
     """
 
     def __init__(self, strategy: str, savefield: str, subsampling: list[int] | None) -> None:
@@ -53,8 +59,39 @@ class ViViTGGN(SqrtGGN):
             subsampling: Indices of the samples that V is made of; None for all.
         """
         super().__init__(strategy, savefield, subsampling)
+        self._owners: dict[int, weakref.ref[nn.Module]] = {}
+        self.loss_scale: Tensor | None = None  # d(what is differentiated) / d(the extended loss)
         for layer, extension in _layer_extensions().items():
             self.set_module_extension(layer, extension, overwrite=True)
+
+    def __call__(
+        self, module: nn.Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
+    ) -> None:
+        """Process one module of the backward pass (BackPACK calls it)."""
+        if isinstance(module, nn.modules.loss._Loss):
+            self.loss_scale = g_out[0].detach()
+        super().__call__(module, g_inp, g_out)
+
+    def claim(self, parameter: nn.Parameter, layer: nn.Module) -> None:
+        """Note that a parameter belongs to a layer.
+
+        Args:
+            parameter: The parameter.
+            layer: The layer that uses it.
+
+        Raises:
+            ProblemError: Another layer uses it, too.
+        """
+        known = self._owners.get(id(parameter), lambda: None)()
+        if known is None or all(own is not parameter for own in known.parameters(recurse=False)):
+            self._owners[id(parameter)] = weakref.ref(layer)
+        elif known is not layer:
+            raise ProblemError(
+                f"A parameter of shape {tuple(parameter.shape)} is shared by two layers "
+                f"({type(known).__name__} and {type(layer).__name__}), and BackPACK would lose the "
+                "terms between its uses. Use the autograd functions of lightning_vivit, which add "
+                "them."
+            )
 
 
 class ViViTGGNExact(ViViTGGN):
@@ -98,12 +135,15 @@ class _Quantities:
 
 
 def _quantities(
-    name: str, ext: SqrtGGN, module: nn.Module, g_out: tuple[Tensor, ...], columns: Tensor
+    name: str, ext: ViViTGGN, module: nn.Module, g_out: tuple[Tensor, ...], columns: Tensor
 ) -> Quantities:
+    ext.claim(getattr(module, name), module)
+    scale = ext.loss_scale
     factor = layer_factor(module, name, columns, ext.get_subsampling())
 
     def gradient_factor(samples: Sequence[int] | None = None) -> Factor:
-        return layer_factor(module, name, g_out[0].unsqueeze(0), samples, samples_seen=False)
+        gradient = g_out[0] if scale is None else g_out[0] / scale
+        return layer_factor(module, name, gradient.unsqueeze(0), samples, samples_seen=False)
 
     return {"factor": factor, "gradient_factor": gradient_factor, **_functions(factor)}
 
