@@ -150,10 +150,11 @@ class _Computation:
         return f": backward did not reach its parameters of shape {shapes}. Leave out unused ones."
 
     def _check_loss(self, module: nn.Module) -> None:
-        if isinstance(module, nn.modules.loss._Loss) and module.reduction != "mean":
-            if self._wants_gradients or self._subsampling is not None:
-                name = f"{type(module).__name__}(reduction={module.reduction!r})"
-                raise OptionError(f"The loss is {name}. Supported here: reduction='mean'.")
+        if not isinstance(module, nn.modules.loss._Loss) or module.reduction == "mean":
+            return
+        if self._wants_gradients or self._subsampling is not None:
+            name = f"{type(module).__name__}(reduction={module.reduction!r})"
+            raise OptionError(f"The loss is {name}. Supported here: reduction='mean'.")
 
     def _finish(self, block: _Block) -> Any:
         raise AssertionError("every computation finishes its blocks")
