@@ -17,11 +17,9 @@ from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.evaluation import BACKENDS, Evaluation
-from lightning_vivit.loggers import Report, publish, set_callback_metrics, x_axis_step
+from lightning_vivit.loggers import Findings, Report, publish, set_callback_metrics, x_axis_step
 from lightning_vivit.rng import isolated_rng
 
-# Scalars and histograms of one parameter group, by the last part of their keys.
-Findings: TypeAlias = "tuple[Mapping[str, float | Tensor], Mapping[str, Tensor]]"
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -263,22 +261,18 @@ class Monitor(Callback):
     def _report(self, evaluation: Evaluation) -> Report:
         report = Report(self._step)
         for group in evaluation.groups:
-            scalars, histograms = self.measure(evaluation, group)
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
-            for name, value in scalars.items():
-                report.scalars[self._claim(f"{self.prefix}{path}/{name}")] = float(value)
-            for name, values in histograms.items():
-                report.histograms[f"{self.prefix}{path}/{name}"] = values
+            for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
+                self._claim(key)
         return report
 
-    def _claim(self, key: str) -> str:
+    def _claim(self, key: str) -> None:
         other = self._session.claim(key, self)
         if other is not None:
             raise OptionError(
                 f"Two monitors write {key!r} at step {self._step}: {type(self).__name__} and "
                 f"{type(other).__name__}. Give one of them a prefix, or other steps."
             )
-        return key
 
     def limit_k(self, available: int) -> int:
         """k, or what a later, smaller batch has.

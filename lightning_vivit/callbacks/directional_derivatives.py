@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Findings, Monitor, require_integer
+from lightning_vivit.callbacks.base import Monitor, require_integer
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import DirectionStatistics
 
 
@@ -106,4 +107,5 @@ class DirectionalDerivativesMonitor(Monitor):
             scalars["sample_gradient_norm"] = norms.mean()
             scalars["gradient_variance"] = evaluation.gradient_variance(group)
             histograms["sample_gradient_norms"] = norms
-        return scalars, histograms
+        arrays = {"gammas": gammas * uphill, "lambdas": lambdas}  # [N, k]
+        return Findings(scalars, histograms, arrays=arrays)

@@ -8,9 +8,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Findings, Monitor, require_integer
+from lightning_vivit.callbacks.base import Monitor, require_integer
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
 from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
 
 
@@ -87,7 +88,8 @@ class GGNSpectrumMonitor(Monitor):
         if "stability_ratio" in found:
             scalars["sharpness_lr"] = found["stability_ratio"]
         histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
-        return {**scalars, **subspace}, histograms
+        arrays = {"eigenvalues": eigenvalues}
+        return Findings({**scalars, **subspace}, histograms, arrays=arrays)
 
     def _compare(self, evaluation: Evaluation, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)

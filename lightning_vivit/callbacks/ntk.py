@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Findings, Monitor, require_choice
+from lightning_vivit.callbacks.base import Monitor, require_choice
 from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
 
 
@@ -82,7 +83,8 @@ class NTKMonitor(Monitor):
                 scalars[name] = found[name]
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
-        return scalars, {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
+        return Findings(scalars, histograms, arrays={"kernel": kernel, "eigenvalues": eigenvalues})
 
     def _compare(self, kernel: Tensor, group: str) -> dict[str, Tensor]:
         metric = self._drifts.setdefault(group, KernelDrift())
