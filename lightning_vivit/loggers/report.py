@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_T = TypeVar("_T")
 
 # Draws a figure. It is called once for each logger that shows pictures, and only then.
 Draw: TypeAlias = "Callable[[], Figure]"
@@ -56,9 +58,10 @@ class Report:
             key = f"{path}/{name}"
             self.scalars[key] = float(value)
             yield key
-        for own, others in (
-            (self.histograms, findings.histograms),
-            (self.figures, findings.figures),
-            (self.arrays, findings.arrays),
-        ):
-            own.update({f"{path}/{name}": value for name, value in others.items()})  # type: ignore[attr-defined]
+        self.histograms.update(_under(path, findings.histograms))
+        self.figures.update(_under(path, findings.figures))
+        self.arrays.update(_under(path, findings.arrays))
+
+
+def _under(path: str, named: dict[str, _T]) -> dict[str, _T]:
+    return {f"{path}/{name}": value for name, value in named.items()}
