@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.axes import SampleAxis
-from lightning_vivit.backends.autograd import Structure, locate_samples, refuse_mixing
+from lightning_vivit.backends.autograd import Structure
 from lightning_vivit.backends.backpack import BackpackSession
+from lightning_vivit.backends.proof import locate_samples, refuse_mixing
 from lightning_vivit.columns import sampled_columns, shared_columns, unit_columns
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.gram import weigh_kernel
@@ -126,14 +127,14 @@ def _located(recording: Recording, session: BackpackSession | None) -> tuple[Sam
     """Where the samples are in the outputs, and the proved structure of the autograd backend."""
     outputs = recording.outputs
     if session is None:
-        return locate_samples(recording.tape, outputs, recording.batch_size, recording.model)
+        return locate_samples(recording.tape, outputs, recording.sizes, recording.model)
     refuse_mixing(recording.tape, outputs.shape[0])
     return SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())
 
 
 def cross_kernel(
     problem: Problem,
-    split: int,
+    split: int | None,
     mode: str,
     param_groups: ParamGroups,
     max_memory: int | None = None,
@@ -143,7 +144,7 @@ def cross_kernel(
 
     Args:
         problem: A problem without a loss.
-        split: Number of samples on the left side; equal to N for all against all.
+        split: Number of samples on the left side; None for all against all.
         mode: ``full``, ``trace`` or ``diagonal``.
         param_groups: As in `evaluate`.
         max_memory: As in `evaluate`.
@@ -162,8 +163,7 @@ def cross_kernel(
         task = KernelTask(
             recording.tape, recording.outputs, axis, structure, columns, groups, session
         )
-        place = None if split == layout.num_samples else split
-        kernels = compute_kernels(task, mode, place, max_memory).blocks
+        kernels = compute_kernels(task, mode, split, max_memory).blocks
     if mode == "full":
         return {group: kernel.permute(0, 2, 1, 3) for group, kernel in kernels.items()}
     return kernels

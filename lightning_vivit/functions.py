@@ -63,9 +63,9 @@ def empirical_ntk(
     if isinstance(model, Problem):
         if x1 is not None or x2 is not None:
             raise OptionError("Got a Problem and inputs. Give one of them.")
-        problem, first = model, batch_size(model.inputs)
+        problem, first = model, None
     else:
-        first = batch_size(x1)
+        first = None if x2 is None else batch_size(x1)
         inputs = x1 if x2 is None else _concatenate(x1, x2)
         problem = Problem(model, None, inputs)
     return _single(

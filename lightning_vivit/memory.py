@@ -10,7 +10,8 @@ import torch
 
 from lightning_vivit.backends.autograd import Structure
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.recording import Tape, tensors_in
+from lightning_vivit.recording import Tape
+from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
 _COPIES = 2.5  # columns, a reordered copy of one layer's, and its input patches

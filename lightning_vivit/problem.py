@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import SUPPORTED, LossCall
-from lightning_vivit.recording import RecordedLoss, Recorder, Tape, tensors_in
+from lightning_vivit.recording import RecordedLoss, Recorder, Tape
 from lightning_vivit.replay import (
     check_replayable,
     copy_sharing_parameters,
@@ -24,6 +24,7 @@ from lightning_vivit.replay import (
     run_training_step,
     shadow,
 )
+from lightning_vivit.tracing import moves, tensors_in
 
 _OWN_LOSS = (
     "Known losses: "
@@ -41,8 +42,8 @@ class Recording:
     Attributes:
         tape: The operations that use parameters.
         outputs: What is differentiated, in the shape that the loss got.
-        batch_size: Leading size of the batch; the outputs' rows are these samples, or these
-            samples times positions.
+        sizes: Leading sizes of the batch's tensors; the outputs' rows are as many samples as one
+            of them says, or these samples times positions.
         loss: The loss call, or None if only the kernel is asked for.
         value: Value of the returned loss, or None.
         model: The user's module.
@@ -50,7 +51,7 @@ class Recording:
 
     tape: Tape
     outputs: Tensor
-    batch_size: int
+    sizes: tuple[int, ...]
     loss: LossCall | None
     value: Tensor | None
     model: nn.Module
@@ -156,7 +157,7 @@ class Problem:
         parameters = self.trainable()
         if names is not None:
             parameters = {name: parameters[name] for name in names}
-        count = batch_size(self._inputs)
+        sizes = leading_sizes(self._inputs)
         with quiet_numerics():
             data = plain_batch(self._inputs)
             recorder = Recorder(parameters, data)
@@ -183,7 +184,7 @@ class Problem:
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
-            yield Recording(recorder.tape, outputs, count, loss, value, self.model)
+            yield Recording(recorder.tape, outputs, sizes, loss, value, self.model)
 
     def _attached(
         self, session: BackpackSession | None, stand_in: nn.Module
@@ -194,6 +195,7 @@ class Problem:
         self, recorder: Recorder, outputs: Tensor, targets: Any
     ) -> tuple[LossCall, Tensor]:
         assert self._loss is not None
+        before = len(recorder.tape.trace)
         with recorder:
             value = self._loss(outputs, targets)
         if not isinstance(value, Tensor):
@@ -201,8 +203,10 @@ class Problem:
                 f"The loss returned {type(value).__name__}, expected a tensor. "
                 "Give a function loss(outputs, targets) -> tensor."
             )
-        known = recorder.tape.losses
-        if len(known) == 1 and not recorder.tape.other_losses:
+        tape = recorder.tape
+        known = [call for call in tape.losses if _is_rearranged(call.outputs, outputs)]
+        moved = any(moves(entry[0]) for entry in tape.trace[before:])
+        if len(tape.losses) == len(known) == 1 and not tape.other_losses and not moved:
             call = known[0]
             if call.result is value:
                 return LossCall(call.name, call.outputs, call.target, call.options), value.detach()
@@ -218,6 +222,8 @@ class Problem:
 def batch_size(batch: Any) -> int:
     """Number of samples: the most frequent leading size of the batch's tensors, the first on ties.
 
+    A leading size of 1 counts only if there is no other: such a tensor broadcasts.
+
     Args:
         batch: Tensors in nested lists, tuples and dicts.
 
@@ -227,7 +233,23 @@ def batch_size(batch: Any) -> int:
     Raises:
         ProblemError: No tensor with a batch axis, or an empty batch.
     """
-    sizes = [tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim > 0]
+    sizes = leading_sizes(batch)
+    return Counter([size for size in sizes if size > 1] or sizes).most_common(1)[0][0]
+
+
+def leading_sizes(batch: Any) -> tuple[int, ...]:
+    """Leading sizes of the batch's tensors, in their order.
+
+    Args:
+        batch: Tensors in nested lists, tuples and dicts.
+
+    Returns:
+        At least one size.
+
+    Raises:
+        ProblemError: No tensor with a batch axis, or an empty batch.
+    """
+    sizes = tuple(tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim > 0)
     if not sizes:
         raise ProblemError(
             f"The batch is a {type(batch).__name__} without any tensor that has a batch axis. "
@@ -240,7 +262,7 @@ def batch_size(batch: Any) -> int:
             "The batch is empty (a tensor has leading size 0). At least one sample is needed: "
             "check the data loader or the sample limit."
         )
-    return Counter(sizes).most_common(1)[0][0]
+    return sizes
 
 
 def _forward(model: nn.Module, inputs: Any) -> Any:
@@ -297,6 +319,11 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
         seen = f"It called {unknown}, which has no rule." if unknown else "No loss call was seen."
         raise ProblemError(f"training_step of {name}: unknown loss. {seen} {_OWN_LOSS}")
     call, multiplier = used[0]
+    if isinstance(call.target, Tensor) and call.target.requires_grad:
+        raise ProblemError(
+            f"The target of {call.name} in training_step of {name} depends on the parameters, so "
+            f"the loss is not a function of the outputs alone. Detach the target, or: {_OWN_LOSS}"
+        )
     if multiplier is None:
         extra = f" (it also called {unknown})" if unknown else ""
         raise ProblemError(
@@ -306,6 +333,20 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
         )
     options = dict(call.options)
     return LossCall(call.name, call.outputs, call.target, options, multiplier), loss.detach()
+
+
+def _is_rearranged(found: Tensor, outputs: Tensor) -> bool:
+    """Whether a tensor has the entries of the outputs, in any shape and order."""
+    if found is outputs:
+        return True
+    if found.numel() != outputs.numel():
+        return False
+    cotangent = torch.rand_like(found)
+    (grad,) = torch.autograd.grad(found, outputs, cotangent, retain_graph=True, allow_unused=True)
+    same = [tensor.detach().flatten().sort().values for tensor in (found, outputs)]
+    if grad is None or not torch.equal(*same):
+        return False
+    return torch.equal(grad.flatten().sort().values, cotangent.flatten().sort().values)
 
 
 def _influences(loss: Tensor, call: RecordedLoss) -> bool:

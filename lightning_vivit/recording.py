@@ -20,6 +20,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
+from lightning_vivit.tracing import summary, tensors_in
+
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
     F.nll_loss: "nll_loss",
@@ -93,6 +95,11 @@ class Call:
         """The operation's name for messages."""
         return getattr(self.function, "__name__", str(self.function))
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether complex numbers take part."""
+        return any(tensor.is_complex() for tensor in tensors_in([self.args, self.kwargs]))
+
 
 @dataclass(frozen=True)
 class RecordedLoss:
@@ -115,18 +122,7 @@ class Tape:
     losses: list[RecordedLoss] = field(default_factory=list)
     other_losses: list[str] = field(default_factory=list)  # loss functions without a rule
     mixing: list[str] = field(default_factory=list)  # modules that normalise over the batch
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+    trace: list[tuple[Any, ...]] = field(default_factory=list)  # summaries of all operations
 
 
 class Recorder(TorchFunctionMode):
@@ -191,6 +187,7 @@ class Recorder(TorchFunctionMode):
             return self._run_open(func, args, kwargs)
         result = func(*args, **kwargs)
         if func is Tensor.__setitem__:
+            self.tape.trace.append(summary(func, args, kwargs))
             self._note_assignment(args)
             return result
         outputs = list(tensors_in(result)) if not isinstance(result, Tensor) else [result]
@@ -198,6 +195,8 @@ class Recorder(TorchFunctionMode):
             return result
         inputs = [*tensors_in(args), *tensors_in(kwargs)]
         tainted = any(id(tensor) in self._tainted for tensor in inputs)
+        if any(tensor.requires_grad for tensor in inputs):
+            self.tape.trace.append(summary(func, args, kwargs))
         self._note_loss(func, args, kwargs, result)
         if func is F.batch_norm and self._normalises_batch(args, kwargs):
             self.tape.mixing.append(self._module() or "batch_norm")
@@ -295,6 +294,8 @@ class Recorder(TorchFunctionMode):
         bound.apply_defaults()
         options = dict(bound.arguments)
         outputs, target = options.pop("input"), options.pop("target")
+        if name == "mse_loss" and not outputs.requires_grad:  # the same number either way round
+            outputs, target = target, outputs
         average, reduce = options.pop("size_average", None), options.pop("reduce", None)
         if average is not None or reduce is not None:
             options["reduction"] = legacy_get_string(average, reduce, emit_warning=False)

@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor
-from lightning_vivit.recording import Call, tensors_in
+from lightning_vivit.recording import Call
+from lightning_vivit.tracing import tensors_in
 
 
 def dense_rule(

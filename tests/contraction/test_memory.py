@@ -45,7 +45,7 @@ def test_small_budgets_change_nothing(name: str) -> None:
 
 def plan_of(name: str, budget: int):
     """The passes and the kernel of a network under a budget."""
-    from lightning_vivit.backends.autograd import locate_samples
+    from lightning_vivit.backends.proof import locate_samples
     from lightning_vivit.columns import unit_columns
     from lightning_vivit.losses import SampleLayout
 
@@ -53,7 +53,7 @@ def plan_of(name: str, budget: int):
     problem = Problem(found.model, None, found.inputs)
     with problem.recorded() as recording:
         axis, structure = locate_samples(
-            recording.tape, recording.outputs, recording.batch_size, recording.model
+            recording.tape, recording.outputs, recording.sizes, recording.model
         )
         columns = unit_columns(recording.outputs, SampleLayout(axis.num_samples))
         groups = {"all": list(recording.tape.parameters)}

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.recording import LOG_SOFTMAX, LOSS_FUNCTIONS, tensors_in
+from lightning_vivit.recording import LOG_SOFTMAX, LOSS_FUNCTIONS
+from lightning_vivit.tracing import tensors_in
 
 ADVICE = "Use backend='autograd', which works for any architecture."
 
