@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import SUPPORTED, LossCall
+from lightning_vivit.precision import (
+    convert_batch,
+    converted_copy,
+    default_dtype_of,
+    replay_dtype,
+)
 from lightning_vivit.recording import RecordedLoss, Recorder, Tape
 from lightning_vivit.replay import (
     check_replayable,
     copy_sharing_parameters,
-    plain_batch,
     quiet_numerics,
     run_training_step,
     shadow,
@@ -64,6 +69,8 @@ class Problem:
 
     Attributes:
         model: The module whose trainable parameters are differentiated.
+        dtype: What it is evaluated in; None for its own, and float32 in place of half precision.
+            A conversion makes a copy of the parameters.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Problem:
         targets: Any = None,
         *,
         reduction: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """State an explicit problem.
 
@@ -86,6 +94,8 @@ class Problem:
             targets: Passed to the loss.
             reduction: ``mean`` or ``sum``: how a custom loss reduces over the samples. None reads
                 ``loss.reduction`` and falls back to ``mean``.
+            dtype: torch.float32 or torch.float64 to evaluate in; None for the model's own, and
+                float32 in place of half precision.
         """
         self.model = model
         self._loss = loss
@@ -93,6 +103,7 @@ class Problem:
         self._targets = targets
         self._reduction = reduction
         self._step: tuple[Any, int] | None = None
+        self.dtype = dtype
 
     @classmethod
     def from_training_step(cls, module: LightningModule, batch: Any, batch_idx: int = 0) -> Problem:
@@ -125,11 +136,7 @@ class Problem:
         Raises:
             ProblemError: There are none.
         """
-        found = {
-            name.replace("_orig_mod.", ""): parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
+        found = _trainable(self.model)
         if not found:
             raise ProblemError(
                 f"{type(self.model).__name__} has no trainable parameter (none with "
@@ -154,37 +161,46 @@ class Problem:
         Raises:
             ProblemError: The batch, the loss or the outputs are not supported.
         """
-        parameters = self.trainable()
-        if names is not None:
-            parameters = {name: parameters[name] for name in names}
+        own = self.trainable()
+        wanted = list(own) if names is None else names
         sizes = leading_sizes(self._inputs)
-        with quiet_numerics():
-            data = plain_batch(self._inputs)
-            recorder = Recorder(parameters, data)
+        dtype = replay_dtype(self.model, self.dtype)
+        replays = self._step is not None
+        with quiet_numerics(), ExitStack() as stack:
+            data = convert_batch(self._inputs, dtype)
+            model = stack.enter_context(self._stand_in(session, dtype))
+            stack.enter_context(default_dtype_of(model, replays))
+            parameters = own if dtype is None else _trainable(model)
+            recorder = Recorder({name: parameters[name] for name in wanted}, data)
+            loss, value = None, None
+            with self._attached(session, model), recorder.watch(model):
+                if self._step is not None:
+                    returned = run_training_step(model, data, self._step[1])  # type: ignore[arg-type]
+                else:
+                    outputs = _check_outputs(_forward(model, data))
             if self._step is not None:
-                with shadow(self.model) as stand_in:  # type: ignore[arg-type]
-                    with self._attached(session, stand_in), recorder.watch(stand_in):
-                        returned = run_training_step(stand_in, data, self._step[1])
-                    loss, value = _replayed_loss(returned, recorder.tape, type(self.model).__name__)
-                    outputs = loss.outputs
-            else:
-                targets = plain_batch(self._targets)
-                model = self.model if session is None else copy_sharing_parameters(self.model)
-                with self._attached(session, model), recorder.watch(model):
-                    outputs = _forward(model, data)
-                    outputs = _check_outputs(outputs)
-                loss, value = None, None
-                if self._loss is not None:
-                    loss, value = self._explicit_loss(recorder, outputs, targets)
-                    outputs = loss.outputs
+                loss, value = _replayed_loss(returned, recorder.tape, type(self.model).__name__)
+            elif self._loss is not None:
+                targets = convert_batch(self._targets, dtype)
+                loss, value = self._explicit_loss(recorder, outputs, targets)
+            outputs = _check_outputs(outputs if loss is None else loss.outputs)
             recorder.forget()
-            outputs = _check_outputs(outputs)
             if value is not None and not bool(torch.isfinite(value).all()):
                 raise ProblemError(
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
             yield Recording(recorder.tape, outputs, sizes, loss, value, self.model)
+
+    def _stand_in(
+        self, session: BackpackSession | None, dtype: torch.dtype | None
+    ) -> AbstractContextManager[nn.Module]:
+        """What runs in place of the module, so that the module itself keeps no trace."""
+        if self._step is not None:
+            return shadow(self.model, dtype)  # type: ignore[arg-type]
+        if dtype is not None:
+            return nullcontext(converted_copy(self.model, dtype))
+        return nullcontext(self.model if session is None else copy_sharing_parameters(self.model))
 
     def _attached(
         self, session: BackpackSession | None, stand_in: nn.Module
@@ -217,6 +233,14 @@ class Problem:
         reduction = self._reduction or getattr(self._loss, "reduction", None) or "mean"
         options = {"function": self._loss, "reduction": reduction}
         return LossCall("custom", outputs, targets, options), value.detach()
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name.replace("_orig_mod.", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def batch_size(batch: Any) -> int:

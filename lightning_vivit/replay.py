@@ -19,11 +19,13 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.precision import converted_copy
 from lightning_vivit.rng import isolated_rng
+
+COMPILED_METHODS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
 @contextmanager
@@ -88,28 +90,29 @@ def check_replayable(module: LightningModule) -> None:
         )
 
 
-def plain_batch(batch: Any) -> Any:
-    """The batch with inference tensors cloned, so that they may enter a graph."""
-
-    def plain(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-    return tree_map(plain, batch)
-
-
 @contextmanager
-def shadow(module: LightningModule) -> Iterator[LightningModule]:
+def shadow(module: LightningModule, dtype: torch.dtype | None = None) -> Iterator[LightningModule]:
     """A stand-in for the module that shares its parameters and nothing else.
 
     Args:
         module: The user's module; left exactly as it is.
+        dtype: Convert parameters and buffers to this; they are then not shared.
 
     Yields:
         The stand-in, in eval mode, with `log` and the loggers muted.
+
+    Raises:
+        ProblemError: The module would have to be converted and cannot be copied.
     """
     try:
-        stand_in = _copy(module)
-    except Exception:  # whatever a user's attribute raises on deepcopy
+        stand_in = _copy(module, dtype)
+    except Exception as error:  # whatever a user's attribute raises on deepcopy
+        if dtype is not None:
+            raise ProblemError(
+                f"{type(module).__name__} cannot be copied ({error}), so it cannot be evaluated in "
+                f"{dtype} in place of its own precision. Make its attributes copyable, or give an "
+                "explicit Problem."
+            ) from error
         with _in_place(module) as itself:
             yield itself
         return
@@ -146,8 +149,10 @@ def run_training_step(module: LightningModule, batch: Any, batch_idx: int) -> An
     return module.training_step(batch, **kwargs)
 
 
-def _copy(module: LightningModule) -> LightningModule:
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+def _copy(module: LightningModule, dtype: torch.dtype | None) -> LightningModule:
+    memo: dict[int, Any] = {}
+    if dtype is None:
+        memo = {id(parameter): parameter for parameter in module.parameters()}
     shared: list[Any] = [module._trainer, module._fabric]
     shared += [
         value
@@ -155,7 +160,11 @@ def _copy(module: LightningModule) -> LightningModule:
         if isinstance(value, (LightningDataModule, Dataset, DataLoader))
     ]
     memo.update((id(value), value) for value in shared if value is not None)
-    copied = copy.deepcopy(module, memo)
+    copied = converted_copy(module, dtype, memo)
+    if copied._compiler_ctx is not None:  # torch.compile(module): its methods are the original's
+        for name in COMPILED_METHODS:
+            vars(copied).pop(name, None)
+        copied._compiler_ctx = None
     copied._trainer = module._trainer  # LightningModule leaves it out of copies
     return copied
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_vivit.callbacks.checks import check_setup
+from lightning_vivit.callbacks.options import require_choice, require_integer, require_share
 from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
@@ -24,6 +26,7 @@ References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name ->
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GROUPINGS = ("all", "layer", "parameter")
+COST_KEYS = ("cost/seconds", "cost/overhead")  # of a monitored step; share of wall-clock
 MAX_STATE_BYTES = 64 * 2**20  # larger tensors stay out of checkpoints
 
 
@@ -62,6 +65,10 @@ class Monitor(Callback):
         schedule: Called with each step, returns whether to compute.
         problem: Called with the module and the batch, returns the `Problem` to look at in place of
             the replayed `training_step`. Needed in manual optimization.
+        replay_dtype: What the network is evaluated in, "float32" or "float64"; None for the
+            module's own dtype, and float32 in place of half precision. Autocast and TF32 are off.
+        max_overhead: Share of wall-clock time that the monitors of the Trainer may take together,
+            such as 0.05. Scheduled steps that would exceed it are left out. None: never.
 
     Raises:
         OptionError: If an option has an impossible value or contradicts another one.
@@ -89,12 +96,15 @@ class Monitor(Callback):
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
         problem: ProblemFactory | None = None,
+        replay_dtype: Literal["float32", "float64"] | None = None,
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__()
         require_choice("on_error", on_error, ("warn", "raise"))
         require_choice("backend", backend, BACKENDS)
-        if dtype is not None:
-            require_choice("dtype", dtype, tuple(DTYPES))
+        for name, value in (("dtype", dtype), ("replay_dtype", replay_dtype)):
+            if value is not None:
+                require_choice(name, value, tuple(DTYPES))
         if isinstance(param_groups, str):
             require_choice("param_groups", param_groups, GROUPINGS)
         if problem is not None and not callable(problem):
@@ -111,13 +121,17 @@ class Monitor(Callback):
         self.prefix = prefix
         self.backend = backend
         self.problem = problem
+        self.replay_dtype = replay_dtype
+        self.max_overhead = require_share("max_overhead", max_overhead)
         self._session = Session(last=self)
+        self._looked_at: Any = None  # the batch that an error message describes
         self._start_over()
 
     def _start_over(self) -> None:
         self._step = -1  # the last step that the schedule was asked about
         self._measured = False  # whether a step of this run was measured
         self._stopped = False
+        self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
         self.source.reset()
         self.forget()
@@ -153,6 +167,8 @@ class Monitor(Callback):
             "prefix": self.prefix,
             "backend": self.backend,
             "problem": getattr(self.problem, "__qualname__", None),
+            "replay_dtype": self.replay_dtype,
+            "max_overhead": self.max_overhead,
         }
 
     @property
@@ -184,7 +200,8 @@ class Monitor(Callback):
                 monitor._session = session
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring back the last values of a resumed run for callbacks that watch them."""
+        """Start the clock; bring back the last values of a resumed run for callbacks."""
+        self._session.pacer.start()
         set_callback_metrics(trainer, self._values)
 
     def on_train_batch_start(
@@ -192,8 +209,13 @@ class Monitor(Callback):
     ) -> None:
         """Compute if the step is due; free what was shared after the last monitor."""
         try:
-            if not self._stopped and self._due(trainer, batch_idx):
-                self._look(trainer, pl_module, batch, batch_idx)
+            with self._guarded():
+                if not self._stopped and self._due(trainer, batch_idx):
+                    with self._session.pacer.timed():
+                        self._look(trainer, pl_module, batch, batch_idx)
+            if self._session.last is self:
+                with self._guarded():
+                    self._log_cost(trainer)
         finally:
             if self._session.last is self:
                 self._session.end_step()
@@ -207,8 +229,9 @@ class Monitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first validation batch, in case no probe can be drawn from the loader."""
-        if self.source.wants_validation and dataloader_idx == 0:
-            self.source.see_validation(batch)
+        with self._guarded():
+            if self.source.wants_validation and dataloader_idx == 0:
+                self.source.see_validation(batch)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -227,35 +250,71 @@ class Monitor(Callback):
         if step == self._step:  # a further batch of an accumulated step
             return False
         self._step = step
-        return self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
+        due = self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
+        return due and self._affordable(trainer)
+
+    def _affordable(self, trainer: Trainer) -> bool:
+        if self.max_overhead is None:
+            return True
+        pacer = self._session.pacer
+        affordable: bool = trainer.strategy.broadcast(pacer.affords(self.max_overhead))
+        if not affordable and not self._stretched:
+            self._stretched = True
+            rank_zero_info(
+                f"{type(self).__name__}: a monitored step takes {pacer.last:.2g} s, so scheduled "
+                f"steps are left out from step {self._step} on to keep the monitors under "
+                f"{self.max_overhead:.0%} of the time (max_overhead)."
+            )
+        return affordable
+
+    def _log_cost(self, trainer: Trainer) -> None:
+        cost = self._session.pacer.end_step()
+        if cost is not None and not self._stopped:
+            scalars = dict(zip(COST_KEYS, cost, strict=True))
+            publish(trainer, Report(x_axis_step(trainer), scalars))
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Nothing that a monitor does ends the run, unless the user wants it."""
+        self._looked_at = None
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._looked_at = None
 
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        looked_at: Any = None
-        try:
-            with isolated_rng():
-                looked_at = self._session.batch(self.source, trainer, module, batch)
-                if looked_at is None:
-                    return
-                evaluation = self._session.evaluate(
-                    self._request(),
-                    module,
-                    looked_at,
-                    batch_idx if self.source.data == "batch" else 0,
-                    self.source.seed + self._step,
-                )
-                self._session.warn_of_unused(evaluation)
-                self.prepare(trainer, module, evaluation)
-                report = self._report(evaluation)
-                self._measured = True
-                self._values = report.scalars
-                publish(trainer, report)
-        except Exception as error:
-            self._fail(error, looked_at)
+        with isolated_rng():
+            batch = self._session.batch(self.source, trainer, module, batch)
+            if batch is None:
+                return
+            self._looked_at = batch
+            evaluation = self._session.evaluate(
+                self._request(),
+                module,
+                batch,
+                batch_idx if self.source.data == "batch" else 0,
+                self.source.seed + self._step,
+            )
+            self._session.warn_of_unused(evaluation)
+            self.prepare(trainer, module, evaluation)
+            report = self._report(evaluation)
+            self._measured = True
+            self._values = report.scalars
+            publish(trainer, report)
 
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]
+        replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
         return Request(
-            self.source, self.param_groups, self.mc_samples, dtype, self.problem, self.backend
+            self.source,
+            self.param_groups,
+            self.mc_samples,
+            dtype,
+            self.problem,
+            self.backend,
+            replay,
         )
 
     def _report(self, evaluation: Evaluation) -> Report:
@@ -287,9 +346,9 @@ class Monitor(Callback):
             )
         return min(self.k, available)
 
-    def _fail(self, error: Exception, looked_at: Any) -> None:
+    def _fail(self, error: Exception) -> None:
         self._stopped = True
-        where = "no batch" if looked_at is None else describe(looked_at)
+        where = "no batch" if self._looked_at is None else describe(self._looked_at)
         cause = str(error) if isinstance(error, ViViTError) else f"{type(error).__name__}: {error}"
         message = (
             f"{type(self).__name__} failed at step {self._step} "
@@ -335,17 +394,3 @@ class Monitor(Callback):
         self._values = dict(state_dict["values"])
         self.set_references(state_dict["references"])
         self.source.load_state_dict(state_dict)
-
-
-def require_integer(name: str, value: object, lowest: int) -> int:
-    """The value, an integer that is not below `lowest`; else an OptionError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise OptionError(f"{name} has to be an integer >= {lowest}, got {value!r}.")
-    return value
-
-
-def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise an OptionError unless `value` is one of the choices."""
-    if value not in choices:
-        supported = ", ".join(map(repr, choices))
-        raise OptionError(f"{name} has to be one of {supported}, got {value!r}.")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Monitor, require_integer
+from lightning_vivit.callbacks.base import Monitor
+from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.loggers import Findings

@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Monitor, require_integer
+from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
+from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap

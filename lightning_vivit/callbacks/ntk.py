@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Monitor, require_choice
+from lightning_vivit.callbacks.base import Monitor
+from lightning_vivit.callbacks.options import require_choice
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import KernelDrift, KernelStatistics

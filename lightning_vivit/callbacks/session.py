@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_vivit.callbacks.isolation import eval_mode
+from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.groups import ParamGroups
@@ -35,6 +36,7 @@ class Request:
     dtype: torch.dtype | None = None
     problem: ProblemFactory | None = None
     backend: str = "auto"
+    replay_dtype: torch.dtype | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -47,6 +49,7 @@ class Request:
             self.dtype,
             id(self.problem),
             self.backend,
+            self.replay_dtype,
         )
 
 
@@ -61,6 +64,7 @@ class Session:
     def __init__(self, last: object, kernel_requests: Iterable[Request] = ()) -> None:
         self.last = last
         self._kernel_keys = {request.key for request in kernel_requests}
+        self.pacer = Pacer()
         self._probes: dict[tuple[Any, ...], Any] = {}
         self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
@@ -150,8 +154,11 @@ class Session:
             options["mc_samples"] = request.mc_samples
             options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
         if request.problem is None:
-            return evaluate(Problem.from_training_step(module, batch, batch_idx), **options)
+            problem = Problem.from_training_step(module, batch, batch_idx)
+            problem.dtype = request.replay_dtype
+            return evaluate(problem, **options)
         with eval_mode(module):
             problem = request.problem(module, batch)
+            problem.dtype = problem.dtype or request.replay_dtype
             with eval_mode(problem.model):
                 return evaluate(problem, **options)

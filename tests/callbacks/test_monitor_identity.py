@@ -19,6 +19,8 @@ from lightning_vivit.callbacks import (
 )
 from lightning_vivit.problem import Problem
 
+OWN = ("ggn/", "directions/", "ntk/", "cost/")
+
 
 def monitors(**options: Any) -> list[pl.Callback]:
     kinds = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
@@ -38,8 +40,7 @@ def run(root: Path, module: pl.LightningModule, callbacks: list[pl.Callback]) ->
     )
     fit.fit(module, loader(data, shuffle=True), loader())
     own = [
-        (step, {k: v for k, v in row.items() if not k.startswith(("ggn/", "directions/", "ntk/"))})
-        for step, row in log.rows
+        (step, {k: v for k, v in row.items() if not k.startswith(OWN)}) for step, row in log.rows
     ]
     numpy_state = np.random.get_state()
     return {
@@ -88,7 +89,8 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 def test_all_monitors_leave_the_run_as_it_is(tmp_path: Path, data: str) -> None:
     plain = run(tmp_path, Delicate(), [])
     watched = run(tmp_path, Delicate(), monitors(data=data))
-    assert {key.split("/")[0] for key in watched.pop("monitored")} == {"ggn", "directions", "ntk"}
+    sections = {key.split("/")[0] for key in watched.pop("monitored")}
+    assert sections == {"ggn", "directions", "ntk", "cost"}
     plain.pop("monitored")
     assert differences(plain, watched) == []
 

@@ -53,7 +53,7 @@ def test_a_resumed_run_logs_what_an_unbroken_one_does(tmp_path: Path, data: str)
     fit(tmp_path / "first", data, epochs=2)
     resumed, _ = fit(tmp_path, data, epochs=4, ckpt_path=tmp_path / "first/epoch=1-of-2.ckpt")
     for key in sorted(whole.seen()):
-        if "/" in key:
+        if "/" in key and not key.startswith("cost/"):
             expected = {step: v for step, v in whole.values(key).items() if step >= 12}
             assert resumed.values(key) == pytest.approx(expected, abs=1e-6), key
 
