@@ -1,0 +1,179 @@
+"""What the monitors cost a training: idle, under a budget, together, in memory.
+
+    python -m benchmarks.guest                 # everything, about 10 minutes
+    python -m benchmarks.guest --only idle memory
+
+idle: a training step with three monitors attached and none due, over one without any.
+budget: the monitors' share of wall-clock with max_overhead=0.05, measured from outside.
+together: a monitored step of all three monitors over the dearest of them alone.
+memory: process memory over 2,000 monitored steps on the digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.workloads import build
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
+from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
+
+KINDS = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+
+
+class Image(pl.LightningModule):
+    """A network of the benchmark as a LightningModule."""
+
+    def __init__(self, short: str) -> None:
+        super().__init__()
+        work = build(short)
+        self.net = work.model.train()
+        self.data = TensorDataset(work.inputs, work.targets)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=len(self.data))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Watch(pl.Callback):
+    """Seconds of each step, and seconds inside the monitors' hooks."""
+
+    def __init__(self, monitors: list[Any]) -> None:
+        self.steps: list[float] = []
+        self.inside = self.began = self.total = self._start = 0.0
+        for monitor in monitors:
+            hook = monitor.on_train_batch_start
+
+            def timed(*args: Any, hook: Any = hook) -> None:
+                start = time.perf_counter()
+                hook(*args)
+                self.inside += time.perf_counter() - start
+
+            monitor.on_train_batch_start = timed
+
+    def on_train_start(self, *args: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.steps.append(time.perf_counter() - self._start)
+
+    def on_train_end(self, *args: Any) -> None:
+        self.total = time.perf_counter() - self.began
+
+
+def fit(subject: str, monitors: list[Any], logger: Any = False, **limits: Any) -> Watch:
+    watch = Watch(monitors)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=pl.loggers.TensorBoardLogger(folder) if logger else False,
+            callbacks=[watch, *monitors],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            **{"max_epochs": -1, **limits},
+        )
+        if subject == "digits":
+            trainer.fit(DigitsClassifier(), DigitsDataModule())
+        else:
+            trainer.fit(Image(subject))
+    return watch
+
+
+def idle() -> None:
+    for subject, steps in (("digits", 300), ("resnet20", 40)):
+        ratios = []
+        for _ in range(5):
+            bare = fit(subject, [], max_steps=steps)
+            silent = [kind(k=2, schedule=lambda step: False) for kind in KINDS]
+            watched = fit(subject, silent, max_steps=steps)
+            ratios.append(statistics.median(watched.steps) / statistics.median(bare.steps))
+            hooks = watched.inside / sum(watched.steps)
+        print(
+            f"idle, {subject}: step with monitors over without {statistics.median(ratios):.4f} "
+            f"(median of {len(ratios)}: {', '.join(f'{r:.3f}' for r in ratios)}); "
+            f"the monitors' hooks are {hooks:.3%} of the steps"
+        )
+
+
+def budget() -> None:
+    for subject, seconds in (("digits", 60), ("resnet20", 120)):
+        monitors = [kind(k=5, every_n_steps=1, max_overhead=0.05) for kind in KINDS]
+        watch = fit(subject, monitors, max_time={"seconds": seconds})
+        print(f"budget 5%, {subject}: {watch.inside / watch.total:.2%} of {watch.total:.0f} s")
+
+
+def together() -> None:
+    for subject in ("digits", "resnet20"):
+        found: dict[str, list[float]] = {}
+        for _ in range(5):
+            for chosen in (*((kind,) for kind in KINDS), KINDS):
+                monitors = [kind(k=5, steps=[0, 1, 2], data="train") for kind in chosen]
+                start = fit(subject, monitors, max_steps=1).inside  # proof and first use
+                rest = fit(subject, monitors, max_steps=3).inside
+                name = "all" if len(chosen) > 1 else chosen[0].__name__
+                found.setdefault(name, []).append(rest / 3 if start else rest)
+        middle = {name: statistics.median(values) for name, values in found.items()}
+        dearest = max(value for name, value in middle.items() if name != "all")
+        parts = ", ".join(f"{name} {value:.3f} s" for name, value in middle.items())
+        print(f"together, {subject}: {middle['all'] / dearest:.2f} times the dearest ({parts})")
+
+
+def resident() -> float:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Memory(pl.Callback):
+    def __init__(self) -> None:
+        self.found: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step % 100 == 0:
+            self.found.append((trainer.global_step, resident()))
+
+
+def memory() -> None:
+    record = Memory()
+    monitors = [kind(k=5, every_n_steps=1, data="batch", max_samples=16) for kind in KINDS]
+    fit("digits", [record, *monitors], logger=True, max_steps=2000)
+    steps, sizes = zip(*[pair for pair in record.found if pair[0] > 100], strict=True)
+    slope = statistics.linear_regression(steps, sizes).slope * 1000
+    print(f"memory, digits: {sizes[0]:.0f} MiB at step {steps[0]}, {sizes[-1]:.0f} MiB at step ")
+    print(f"  {steps[-1]}, {slope:+.2f} MiB per 1,000 monitored steps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    tasks = {task.__name__: task for task in (idle, budget, together, memory)}
+    parser.add_argument("--only", nargs="+", choices=tasks, default=list(tasks))
+    warnings.simplefilter("ignore")
+    for name in parser.parse_args().only:
+        tasks[name]()
+
+
+if __name__ == "__main__":
+    main()
