@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
+from lightning_vivit.callbacks.progress import shown_in_progress_bar
+from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
@@ -62,6 +64,11 @@ class Monitor(Callback):
         schedule: Called with each step, returns whether to compute.
         problem: Called with the module and the batch, returns the `Problem` to look at in place of
             the replayed `training_step`. Needed in manual optimization.
+        on_result: Called with the `MonitorResult` of each monitored step, on every rank with its
+            own. What it raises is treated as `on_error` says.
+        history: How many results to keep in `results`, at most 64 MiB together; 0 for none.
+        dump: "npz" or "safetensors" writes each result to a file in the directory of the run (see
+            `lightning_vivit.callbacks.raw`); None writes none.
 
     Raises:
         OptionError: If an option has an impossible value or contradicts another one.
@@ -89,6 +96,9 @@ class Monitor(Callback):
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
         problem: ProblemFactory | None = None,
+        on_result: Callable[[MonitorResult], Any] | None = None,
+        history: int = 4,
+        dump: Literal["npz", "safetensors"] | None = None,
     ) -> None:
         super().__init__()
         require_choice("on_error", on_error, ("warn", "raise"))
@@ -111,6 +121,7 @@ class Monitor(Callback):
         self.prefix = prefix
         self.backend = backend
         self.problem = problem
+        self._raw = RawResults(on_result, history, dump)
         self._session = Session(last=self)
         self._start_over()
 
@@ -119,6 +130,7 @@ class Monitor(Callback):
         self._measured = False  # whether a step of this run was measured
         self._stopped = False
         self._values: dict[str, float] = {}
+        self._raw.clear()
         self.source.reset()
         self.forget()
 
@@ -154,6 +166,11 @@ class Monitor(Callback):
             "backend": self.backend,
             "problem": getattr(self.problem, "__qualname__", None),
         }
+
+    @property
+    def results(self) -> tuple[MonitorResult, ...]:
+        """The last results of this run, the newest at the end; as many as `history` says."""
+        return self._raw.results
 
     @property
     def state_key(self) -> str:
@@ -232,7 +249,7 @@ class Monitor(Callback):
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         looked_at: Any = None
         try:
-            with isolated_rng():
+            with isolated_rng(), shown_in_progress_bar(trainer, type(self).__name__):
                 looked_at = self._session.batch(self.source, trainer, module, batch)
                 if looked_at is None:
                     return
@@ -249,6 +266,7 @@ class Monitor(Callback):
                 self._measured = True
                 self._values = report.scalars
                 publish(trainer, report)
+                self._raw.take(trainer, report, type(self).__name__, self.options())
         except Exception as error:
             self._fail(error, looked_at)
 
@@ -259,7 +277,7 @@ class Monitor(Callback):
         )
 
     def _report(self, evaluation: Evaluation) -> Report:
-        report = Report(self._step)
+        report = Report(self._step, monitor=f"{self.prefix}{self.section}")
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
             for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
