@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LOG_RATIO = 30.0  # positive values that differ by more are shown on a logarithmic axis
+# Positive values whose ratio lies between are shown on a logarithmic axis; a larger one comes from
+# rounding of what should be zero.
+LOG_RATIOS = (30.0, 1e9)
+MARGIN = 0.05
 TICKS = 5
 
 
@@ -26,9 +29,12 @@ class Axis:
     ) -> Axis:
         """An axis that shows all values, which are finite; without values from 0 to 1."""
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        log = may_be_log and low > 0 and high / low > LOG_RATIO
-        if not log:
-            margin = 0.05 * (high - low)
+        log = may_be_log and low > 0 and LOG_RATIOS[0] < high / low < LOG_RATIOS[1]
+        if log:
+            factor = (high / low) ** MARGIN
+            low, high = low / factor, high * factor
+        else:
+            margin = MARGIN * (high - low)
             if margin <= 1e-12 * max(abs(low), abs(high)):
                 margin = 0.1 * abs(high) or 0.5
             low, high = low - margin, high + margin

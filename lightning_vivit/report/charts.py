@@ -101,6 +101,12 @@ def place(key: str) -> Place | None:
     return Place(section, chart, label, (0, label), grouped, name)
 
 
+def plain(key: str) -> str | None:
+    """A monitor's key without what a logger or a prefix put before it; else None."""
+    found = _OURS.search(key)
+    return None if found is None else f"{found[1]}/{found[2]}"
+
+
 def is_ours(key: str) -> bool:
     """Whether a key is one of a monitor."""
     return _OURS.search(key) is not None
@@ -127,4 +133,11 @@ def charts(keys: Iterable[str]) -> list[Chart]:
             Chart(where.section, where.chart, where.grouped, LIMITS.get(where.name)),
         )
         chart.lines[key] = where.line
-    return sorted(found.values(), key=lambda c: (ORDER.index(c.section), c.grouped, c.title))
+    return sorted(found.values(), key=_rank)
+
+
+def _rank(chart: Chart) -> tuple[int, bool, int, str]:
+    """Sections, whole parameter vector, what to look at first, title."""
+    first = list(GLANCE)
+    ranks = [first.index(name) for key in chart.lines if (name := plain(key)) in first]
+    return ORDER.index(chart.section), chart.grouped, min(ranks, default=len(first)), chart.title

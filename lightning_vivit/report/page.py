@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from lightning_vivit.report.charts import GLANCE, ORDER, TRAINING, Chart, charts, is_ours, place
+from lightning_vivit.report.charts import (
+    GLANCE,
+    ORDER,
+    TRAINING,
+    Chart,
+    charts,
+    is_ours,
+    place,
+    plain,
+)
 from lightning_vivit.report.runs import ReportError, Run
 from lightning_vivit.report.style import STYLE
 from lightning_vivit.report.svg import Line, histogram_chart, line_chart
@@ -83,16 +92,17 @@ def _about(runs: Sequence[Run], names: Sequence[str]) -> str:
         steps = {step for key, points in run.scalars.items() if is_ours(key) for step in points}
         said = f"{len(steps)} monitored steps, {min(steps)} to {max(steps)}" if steps else "no step"
         items.append(
-            f"<li>{_swatch(at, bool(at))} <b>{escape(name)}</b> <code>{escape(str(run.path))}</code>"
-            f" {said}</li>"
+            f"<li>{_swatch(at, bool(at))} <b>{escape(name)}</b> "
+            f"<code>{escape(str(run.path))}</code> {said}</li>"
         )
     return f"<ul>{''.join(items)}</ul>"
 
 
 def _glance(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = []
-    for key, meaning in GLANCE.items():
-        if any(key in run.scalars for run in runs):
+    keys = sorted({key for run in runs for key in run.scalars})
+    for name, meaning in GLANCE.items():
+        for key in (key for key in keys if plain(key) == name):
             cells = "".join(_first_and_last(run.scalars.get(key, {})) for run in runs)
             rows.append(
                 f"<tr><th><code>{escape(key)}</code></th>{cells}<td>{escape(meaning)}</td></tr>"
@@ -114,10 +124,10 @@ def _first_and_last(points: dict[int, float]) -> str:
 
 
 def _section(title: str, found: list[Chart], runs: Sequence[Run], names: Sequence[str]) -> str:
-    plain = "".join(_chart(chart, runs, names) for chart in found if not chart.grouped)
+    whole = "".join(_chart(chart, runs, names) for chart in found if not chart.grouped)
     grouped = "".join(_chart(chart, runs, names) for chart in found if chart.grouped)
     drawn = "" if title == TRAINING else _histograms(title, runs) + _images(title, runs, names)
-    parts = [f'<div class="charts">{plain}</div>'] if plain else []
+    parts = [f'<div class="charts">{whole}</div>'] if whole else []
     if grouped:
         inside = f'<div class="charts">{grouped}</div>'
         parts.append(
@@ -129,7 +139,8 @@ def _section(title: str, found: list[Chart], runs: Sequence[Run], names: Sequenc
 
 
 def _chart(chart: Chart, runs: Sequence[Run], names: Sequence[str]) -> str:
-    lines, legend = [], []
+    lines: list[Line] = []
+    legend: list[tuple[str, int]] = []
     for at, (key, label) in enumerate(chart.lines.items()):
         for second, run in enumerate(runs):
             if key in run.scalars:
@@ -161,7 +172,7 @@ def _table(chart: Chart, runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     steps = sorted({step for _, _, points in columns for step in points})
     every = -(-len(steps) // MAX_ROWS)
-    thin = f", every {every}th of {len(steps)} steps" if every > 1 else ""
+    thin = f", one in {every} of {len(steps)} steps" if every > 1 else ""
     heads = "".join(f"<th>{escape(head)}</th>" for _, head, _ in columns)
     rows = []
     for step in steps[::every]:
@@ -204,7 +215,7 @@ def _images(title: str, runs: Sequence[Run], names: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def _keys_of(title: str, named: Sequence[dict[str, object]]) -> list[str]:
+def _keys_of(title: str, named: Sequence[Mapping[str, object]]) -> list[str]:
     keys = sorted({key for each in named for key in each})
     return [key for key in keys if (where := place(key)) is not None and where.section == title]
 

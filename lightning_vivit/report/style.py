@@ -67,6 +67,7 @@ STYLE = (
     "table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}"
     "th,td{padding:.15rem .6rem;text-align:right;border-bottom:1px solid var(--edge)}"
     "thead th{position:sticky;top:0;background:var(--panel)}"
+    ".glance code,.glance td:not(:last-child){white-space:nowrap}.charts+.charts{margin-top:1rem}"
     ".glance th:first-child,.glance td:last-child,.glance th:last-child{text-align:left}"
     "@media print{.scroll{max-height:none}nav{display:none}}"
 )

@@ -44,7 +44,7 @@ def line_chart(lines: Sequence[Line], title: str, limit: float | None = None) ->
     y = Axis.around(values, HEIGHT - BOTTOM, TOP)
     parts = [_frame(x, y, "step")]
     if limit is not None and finite:
-        parts.append(_rule(y.at(limit)))
+        parts.append(_segment("limit", LEFT, WIDTH - RIGHT, y.at(limit), y.at(limit)))
     marked = sum(len(points) for _, points in thin) <= MAX_MARKS
     for line, points in thin:
         style = f"line c{line.colour % COLOURS}" + (" second" if line.second_run else "")
@@ -61,8 +61,7 @@ def line_chart(lines: Sequence[Line], title: str, limit: float | None = None) ->
                         f'r="2"><title>{said}</title></circle>'
                     )
     if not finite:
-        middle = f'x="{WIDTH / 2}" y="{HEIGHT / 2}"'
-        parts.append(f'<text class="tick" {middle} text-anchor="middle">no finite value</text>')
+        parts.append(_text(WIDTH / 2, HEIGHT / 2, "middle", "no finite value"))
     return _svg(title, parts)
 
 
@@ -121,34 +120,27 @@ def _shares(histogram: Histogram) -> list[float]:
 
 
 def _frame(x: Axis, y: Axis, below: str) -> str:
+    base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for tick in y.ticks():
         at = y.at(tick)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label(tick)}</text>'
-        )
-    base = HEIGHT - BOTTOM
+        parts.append(_segment("grid", LEFT, end, at, at))
+        parts.append(_text(LEFT - 6, at + 4, "end", label(tick)))
     for tick in x.ticks():
         at = x.at(tick)
-        parts.append(
-            f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{base + 17}" text-anchor="middle">{label(tick)}</text>'
-        )
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(
-        f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" '
-        f'text-anchor="middle">{below}</text>'
-    )
+        parts.append(_segment("axis", at, at, base, base + 4))
+        parts.append(_text(at, base + 17, "middle", label(tick)))
+    parts.append(_segment("axis", LEFT, end, base, base))
+    parts.append(_text((LEFT + end) / 2, HEIGHT - 6, "middle", below))
     return "".join(parts)
 
 
-def _rule(at: float) -> str:
-    return f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+def _segment(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _svg(title: str, parts: list[str]) -> str:

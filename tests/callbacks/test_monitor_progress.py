@@ -131,6 +131,9 @@ class Odd(TQDMProgressBar):
     def init_train_tqdm(self) -> Any:
         return self.Silent()
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        pass
+
 
 @pytest.mark.parametrize(
     "bar", [Own(), Odd(), TQDMProgressBar(refresh_rate=0), RichProgressBar(refresh_rate=0), None]
@@ -142,11 +145,6 @@ def test_bars_that_show_no_text(tmp_path: Path, bar: ProgressBar | None) -> None
     )
     if bar is None:
         trainer(tmp_path, monitor).fit(Classifier(), loader())
-    elif isinstance(bar, Odd):
-        fit = trainer(tmp_path, monitor, bar, enable_progress_bar=True, max_steps=1)
-        bar.on_train_batch_end = lambda *_, **__: None  # type: ignore[method-assign]
-        fit.fit(Classifier(), loader())
-        seen.append(4)
     else:
         run(tmp_path, bar, monitor)
     assert seen == [0, 4]
