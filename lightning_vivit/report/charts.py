@@ -52,7 +52,6 @@ class Place:
         section: Title of the section.
         chart: What is on one chart has this in common.
         line: Label on the chart; empty for the only line.
-        order: Sorts the lines.
         grouped: Whether the key is of one of several parameter groups.
         name: Last part of the key.
     """
@@ -60,7 +59,6 @@ class Place:
     section: str
     chart: str
     line: str
-    order: tuple[int, str]
     grouped: bool
     name: str
 
@@ -93,12 +91,11 @@ def place(key: str) -> Place | None:
     grouped = bool(group)
     if ranked:
         path = f"{start}{group}/" if grouped else start
-        chart, rank = f"{path}{ranked[1]}", int(ranked[2])
-        return Place(section, chart, str(rank), (rank, ""), grouped, name)
+        return Place(section, f"{path}{ranked[1]}", ranked[2], grouped, name)
     common = TOGETHER.get(name, name)
     label = "/".join(part for part in (group, name if common != name else "") if part)
     chart = f"{start}*/{common}" if grouped else f"{start}{common}"
-    return Place(section, chart, label, (0, label), grouped, name)
+    return Place(section, chart, label, grouped, name)
 
 
 def plain(key: str) -> str | None:
@@ -121,13 +118,13 @@ def charts(keys: Iterable[str]) -> list[Chart]:
     """The charts of some scalars, in the order of the page; other keys are left out."""
     found: dict[tuple[str, str], Chart] = {}
     placed = []
-    for key in sorted(set(keys)):
+    for key in sorted(set(keys), key=natural):
         where = place(key)
         if where is None and is_loss(key):
-            where = Place(TRAINING, key, "", (0, ""), False, key)
+            where = Place(TRAINING, key, "", False, key)
         if where is not None:
             placed.append((where, key))
-    for where, key in sorted(placed, key=lambda item: item[0].order):
+    for where, key in placed:
         chart = found.setdefault(
             (where.section, where.chart),
             Chart(where.section, where.chart, where.grouped, LIMITS.get(where.name)),
@@ -136,8 +133,18 @@ def charts(keys: Iterable[str]) -> list[Chart]:
     return sorted(found.values(), key=_rank)
 
 
-def _rank(chart: Chart) -> tuple[int, bool, int, str]:
+def natural(key: str) -> list[tuple[str, int]]:
+    """Sorts net.2 before net.10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", key)]
+
+
+def _rank(chart: Chart) -> tuple[int, bool, int, list[tuple[str, int]]]:
     """Sections, whole parameter vector, what to look at first, title."""
     first = list(GLANCE)
     ranks = [first.index(name) for key in chart.lines if (name := plain(key)) in first]
-    return ORDER.index(chart.section), chart.grouped, min(ranks, default=len(first)), chart.title
+    return (
+        ORDER.index(chart.section),
+        chart.grouped,
+        min(ranks, default=len(first)),
+        natural(chart.title),
+    )

@@ -16,6 +16,7 @@ from lightning_vivit.report.charts import (
     Chart,
     charts,
     is_ours,
+    natural,
     place,
     plain,
 )
@@ -191,10 +192,10 @@ def _histograms(title: str, runs: Sequence[Run]) -> str:
     parts = []
     for key in _keys_of(title, [run.histograms for run in runs]):
         drawn = [(at, run.histograms[key]) for at, run in enumerate(runs) if key in run.histograms]
-        steps = " and ".join(str(each.step) for _, each in drawn)
+        steps = " and ".join(str(step) for step in sorted({each.step for _, each in drawn}))
         parts.append(
-            f"<figure><figcaption><code>{escape(key)}</code> <small>histogram at step {steps}, "
-            f"share of the samples</small></figcaption>{histogram_chart(drawn, key)}</figure>"
+            f"<figure><figcaption><code>{escape(key)}</code> <small>at step {steps}, "
+            f"density</small></figcaption>{histogram_chart(drawn, key)}</figure>"
         )
     return "".join(parts)
 
@@ -216,7 +217,7 @@ def _images(title: str, runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _keys_of(title: str, named: Sequence[Mapping[str, object]]) -> list[str]:
-    keys = sorted({key for each in named for key in each})
+    keys = sorted({key for each in named for key in each}, key=natural)
     return [key for key in keys if (where := place(key)) is not None and where.section == title]
 
 

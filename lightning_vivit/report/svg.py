@@ -66,26 +66,26 @@ def line_chart(lines: Sequence[Line], title: str, limit: float | None = None) ->
 
 
 def histogram_chart(histograms: Sequence[tuple[int, Histogram]], title: str) -> str:
-    """Histograms of one or two runs on the same axes, as shares of the samples per bin.
+    """Histograms of one or two runs on the same axes, as densities: their bins differ.
 
     Args:
         histograms: Number of the run, and its histogram.
         title: For screen readers.
     """
     edges = [edge for _, each in histograms for edge in each.edges]
-    heights = [_shares(each) for _, each in histograms]
-    tallest = max((share for shares in heights for share in shares), default=0.0)
+    heights = [_densities(each) for _, each in histograms]
+    tallest = max((height for each in heights for height in each), default=0.0)
     x = Axis.around(edges, LEFT, WIDTH - RIGHT, may_be_log=False)
     y = Axis(0.0, 1.05 * tallest or 1.0, HEIGHT - BOTTOM, TOP)
     parts = [_frame(x, y, "value")]
-    for (run, each), shares in zip(histograms, heights, strict=True):
-        for left, right, share in zip(each.edges, each.edges[1:], shares, strict=False):
-            if share > 0:
-                a, b, top = x.at(left), x.at(right), y.at(share)
+    for (run, each), tops in zip(histograms, heights, strict=True):
+        for left, right, height in zip(each.edges, each.edges[1:], tops, strict=False):
+            if height > 0:
+                a, b, top = x.at(left), x.at(right), y.at(height)
                 parts.append(
                     f'<rect class="bar c{run}" x="{a:.1f}" y="{top:.1f}" '
                     f'width="{max(b - a, 0.5):.1f}" height="{HEIGHT - BOTTOM - top:.1f}">'
-                    f"<title>{left:.4g} to {right:.4g}: {share:.3g}</title></rect>"
+                    f"<title>{left:.4g} to {right:.4g}: density {height:.3g}</title></rect>"
                 )
     return _svg(title, parts)
 
@@ -114,9 +114,12 @@ def _pieces(points: list[Point]) -> list[list[Point]]:
     return [piece for piece in pieces if piece]
 
 
-def _shares(histogram: Histogram) -> list[float]:
+def _densities(histogram: Histogram) -> list[float]:
     total = sum(histogram.counts) or 1.0
-    return [count / total for count in histogram.counts]
+    edges = histogram.edges
+    widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
+    counted = zip(histogram.counts, widths, strict=False)
+    return [count / (total * width) if width > 0 else 0.0 for count, width in counted]
 
 
 def _frame(x: Axis, y: Axis, below: str) -> str:

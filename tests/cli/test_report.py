@@ -23,7 +23,8 @@ from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.report import read_run
 from lightning_vivit.report.axes import Axis
 from lightning_vivit.report.charts import charts
-from lightning_vivit.report.svg import MAX_POINTS, Line, line_chart, thinned
+from lightning_vivit.report.runs import Histogram
+from lightning_vivit.report.svg import MAX_POINTS, Line, histogram_chart, line_chart, thinned
 
 KEYS = [
     *(f"ggn/eigenvalue_{i}" for i in (1, 2, 10)),
@@ -181,8 +182,8 @@ def test_two_runs_share_axes(tmp_path: Path, board: Path) -> None:
     assert set(numbers) == {f"{key} ({run})" for key in [*KEYS, EVIL] for run in (first, second)}
     for key in KEYS:
         for run, scale in ((first, 1.0), (second, 2.0)):
-            expected = {step: float(np.float32(value(key, step, scale))) for step in STEPS}
-            assert numbers[f"{key} ({run})"] == expected
+            expected = {step: value(key, step, scale) for step in STEPS}
+            assert single(numbers[f"{key} ({run})"]) == single(expected)
     plotted = [attrs for tag, attrs in shown.tags if tag == "polyline"]
     assert len(plotted) == len(numbers)
     assert sum("second" in str(attrs["class"]) for attrs in plotted) == len(plotted) / 2
@@ -296,6 +297,17 @@ def test_lines_are_where_their_values_are() -> None:
 def test_lines_of_a_chart_are_in_order_of_rank() -> None:
     (chart,) = charts(["ggn/eigenvalue_10", "ggn/eigenvalue_2", "ggn/eigenvalue_1"])
     assert list(chart.lines.values()) == ["1", "2", "10"]
+    (chart,) = charts(["ntk/net.10/trace", "ntk/net.2/trace"])
+    assert list(chart.lines.values()) == ["net.2", "net.10"]
+
+
+def test_histograms_are_densities_whatever_their_bins() -> None:
+    coarse = Histogram(3, [0.0, 2.0], [10.0])
+    fine = Histogram(3, [0.0, 1.0, 2.0], [10.0, 10.0])
+    drawn = histogram_chart([(0, coarse), (1, fine)], "t")
+    tops = re.findall(r'<rect class="bar c\d" x="[\d.]+" y="([\d.]+)"', drawn)
+    assert len(tops) == 3 and len(set(tops)) == 1
+    assert drawn.count("density 0.5<") == 3
 
 
 def loaded(path: Path) -> subprocess.CompletedProcess[str]:
