@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from lightning_vivit.report.axes import Axis, label
 from lightning_vivit.report.runs import Histogram
@@ -79,7 +80,7 @@ def histogram_chart(histograms: Sequence[tuple[int, Histogram]], title: str) -> 
     y = Axis(0.0, 1.05 * tallest or 1.0, HEIGHT - BOTTOM, TOP)
     parts = [_frame(x, y, "value")]
     for (run, each), tops in zip(histograms, heights, strict=True):
-        for left, right, height in zip(each.edges, each.edges[1:], tops, strict=False):
+        for (left, right), height in zip(pairwise(each.edges), tops, strict=False):
             if height > 0:
                 a, b, top = x.at(left), x.at(right), y.at(height)
                 parts.append(
@@ -117,7 +118,7 @@ def _pieces(points: list[Point]) -> list[list[Point]]:
 def _densities(histogram: Histogram) -> list[float]:
     total = sum(histogram.counts) or 1.0
     edges = histogram.edges
-    widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
+    widths = [right - left for left, right in pairwise(edges)]
     counted = zip(histogram.counts, widths, strict=False)
     return [count / (total * width) if width > 0 else 0.0 for count, width in counted]
 
