@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import time
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -60,6 +61,8 @@ def wandb_records(path: Path) -> list[Any]:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        if position + 7 + length > len(content):  # still being written
+            break
         part += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -70,10 +73,21 @@ def wandb_records(path: Path) -> list[Any]:
     return found
 
 
+def finished(path: Path) -> list[Any]:
+    """The records up to the run's exit: another process writes them, also after `finish`."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        records = wandb_records(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.2)
+    raise AssertionError(f"{path} has no exit record")
+
+
 def wandb_history(root: Path) -> list[dict[str, Any]]:
     path = next((root / "wandb").rglob("run-*.wandb"))
     rows = []
-    for record in wandb_records(path):
+    for record in finished(path):
         if record.WhichOneof("record_type") == "history":
             row: dict[str, Any] = {}
             for item in record.history.item:
