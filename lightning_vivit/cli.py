@@ -2,6 +2,7 @@
 
 `lightning-vivit fit --config configs/digits.yaml` trains the demonstration. Another model or data
 module is named by its class path: `--model mypackage.MyModule --data mypackage.MyData`.
+`lightning-vivit report LOGDIR` makes an HTML page of a run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lightning_vivit.callbacks
 import lightning_vivit.demo  # noqa: F401  importing makes the short names known to the parser
+from lightning_vivit.report import main as report
 
 
 class CurvatureCLI(LightningCLI):
@@ -67,6 +69,9 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line; None for that of the process.
     """
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["report"]:
+        sys.exit(report(given[1:]))
     CurvatureCLI(
         LightningModule,
         LightningDataModule,
@@ -74,7 +79,10 @@ def main(args: list[str] | None = None) -> None:
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        parser_kwargs={"prog": "lightning-vivit"},
+        parser_kwargs={
+            "prog": "lightning-vivit",
+            "epilog": "Also `lightning-vivit report LOGDIR`: an HTML page of a run.",
+        },
         args=args,
     )
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.callbacks.options import require_choice, require_integer, require_share
 from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
+from lightning_vivit.callbacks.progress import shown_in_progress_bar
+from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
@@ -69,6 +71,11 @@ class Monitor(Callback):
             module's own dtype, and float32 in place of half precision. Autocast and TF32 are off.
         max_overhead: Share of wall-clock time that the monitors of the Trainer may take together,
             such as 0.05. Scheduled steps that would exceed it are left out. None: never.
+        on_result: Called with the `MonitorResult` of each monitored step, on every rank with its
+            own. What it raises is treated as `on_error` says.
+        history: How many results to keep in `results`, at most 64 MiB together; 0 for none.
+        dump: "npz" or "safetensors" writes each result to a file in the directory of the run (see
+            `lightning_vivit.callbacks.raw`); None writes none.
 
     Raises:
         OptionError: If an option has an impossible value or contradicts another one.
@@ -98,6 +105,9 @@ class Monitor(Callback):
         problem: ProblemFactory | None = None,
         replay_dtype: Literal["float32", "float64"] | None = None,
         max_overhead: float | None = None,
+        on_result: Callable[[MonitorResult], Any] | None = None,
+        history: int = 4,
+        dump: Literal["npz", "safetensors"] | None = None,
     ) -> None:
         super().__init__()
         require_choice("on_error", on_error, ("warn", "raise"))
@@ -123,6 +133,7 @@ class Monitor(Callback):
         self.problem = problem
         self.replay_dtype = replay_dtype
         self.max_overhead = require_share("max_overhead", max_overhead)
+        self._raw = RawResults(on_result, history, dump)
         self._session = Session(last=self)
         self._looked_at: Any = None  # the batch that an error message describes
         self._start_over()
@@ -133,6 +144,7 @@ class Monitor(Callback):
         self._stopped = False
         self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
+        self._raw.clear()
         self.source.reset()
         self.forget()
 
@@ -170,6 +182,11 @@ class Monitor(Callback):
             "replay_dtype": self.replay_dtype,
             "max_overhead": self.max_overhead,
         }
+
+    @property
+    def results(self) -> tuple[MonitorResult, ...]:
+        """The last results of this run, the newest at the end; as many as `history` says."""
+        return self._raw.results
 
     @property
     def state_key(self) -> str:
@@ -285,7 +302,7 @@ class Monitor(Callback):
             self._looked_at = None
 
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with isolated_rng():
+        with isolated_rng(), shown_in_progress_bar(trainer, type(self).__name__):
             batch = self._session.batch(self.source, trainer, module, batch)
             if batch is None:
                 return
@@ -303,6 +320,7 @@ class Monitor(Callback):
             self._measured = True
             self._values = report.scalars
             publish(trainer, report)
+            self._raw.take(trainer, report, type(self).__name__, self.options())
 
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]
@@ -318,7 +336,7 @@ class Monitor(Callback):
         )
 
     def _report(self, evaluation: Evaluation) -> Report:
-        report = Report(self._step)
+        report = Report(self._step, monitor=f"{self.prefix}{self.section}")
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
             for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):

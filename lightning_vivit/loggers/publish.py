@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import (
+    CometLogger,
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vivit.loggers.comet import CometWriter
+from lightning_vivit.loggers.csv import CSVWriter
+from lightning_vivit.loggers.mlflow import MLFlowWriter
 from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
+from lightning_vivit.loggers.wandb import WandbWriter
 from lightning_vivit.loggers.writer import LogWriter
 
-WRITERS: dict[type[Logger], type[LogWriter]] = {TensorBoardLogger: TensorBoardWriter}
+# Lightning's own classes; the libraries behind them need not be installed.
+WRITERS: dict[type[Logger], type[LogWriter]] = {
+    TensorBoardLogger: TensorBoardWriter,
+    CSVLogger: CSVWriter,
+    WandbLogger: WandbWriter,
+    MLFlowLogger: MLFlowWriter,
+    CometLogger: CometWriter,
+}
+
+# Kinds of loggers of which a run was told already that they show less.
+_told: WeakKeyDictionary[Trainer, set[type[Logger]]] = WeakKeyDictionary()
 
 
 def x_axis_step(trainer: Trainer) -> int:
@@ -38,8 +62,23 @@ def publish(trainer: Trainer, report: Report) -> None:
         report: The values of this step.
     """
     for logger in trainer.loggers:
-        writer_for(logger).write(report)
+        if trainer.is_global_zero:
+            writer = writer_for(logger)
+            writer.write(report)
+            _tell_missing(trainer, logger, writer.missing(report))
+        else:  # for loggers that log on every rank
+            LogWriter(logger).write(report)
     set_callback_metrics(trainer, report.scalars)
+
+
+def _tell_missing(trainer: Trainer, logger: Logger, missing: tuple[str, ...]) -> None:
+    told = _told.setdefault(trainer, set())
+    if missing and type(logger) not in told:
+        told.add(type(logger))
+        rank_zero_info(
+            f"{type(logger).__name__} gets the scalars of the monitors, but it shows no "
+            f"{' and no '.join(missing)}. TensorBoardLogger, WandbLogger and CometLogger do."
+        )
 
 
 def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:

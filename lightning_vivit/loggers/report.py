@@ -44,6 +44,7 @@ class Report:
         histograms: Key -> samples, not bins.
         figures: Key -> function that draws.
         arrays: Key -> raw tensor.
+        monitor: Who reports, the first part of its keys; names its files.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Report:
     histograms: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, Draw] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    monitor: str = ""
 
     def add(self, path: str, findings: Findings) -> Iterator[str]:
         """Take the findings under ``path/name``; yields the keys of the scalars."""

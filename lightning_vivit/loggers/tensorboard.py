@@ -15,6 +15,7 @@ class TensorBoardWriter(LogWriter):
     """Adds a report's histograms to the scalars."""
 
     logger: TensorBoardLogger
+    shows = ("histograms", "figures")
 
     def write(self, report: Report) -> None:
         """Write scalars, and the histograms that have finite values."""
@@ -26,7 +27,3 @@ class TensorBoardWriter(LogWriter):
                     self._with_prefix(name), flat.numpy(), global_step=report.step, bins=BINS
                 )
         super().write(report)
-
-    def _with_prefix(self, name: str) -> str:
-        prefix = getattr(self.logger, "_prefix", "")  # the logger's own option, for its scalars
-        return f"{prefix}{self.logger.LOGGER_JOIN_CHAR}{name}" if prefix else name

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lightning.pytorch.loggers import Logger
 
 from lightning_vivit.loggers.report import Report
+
+PICTURES = ("histograms", "figures")  # what a report has for loggers beside the scalars
 
 
 class LogWriter:
@@ -12,7 +16,12 @@ class LogWriter:
 
     Args:
         logger: A logger of the Trainer.
+
+    Attributes:
+        shows: Which of `PICTURES` a logger of this kind takes.
     """
+
+    shows: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
@@ -21,3 +30,13 @@ class LogWriter:
         """Write a report now: monitored steps are rare, and people watch the run."""
         self.logger.log_metrics(report.scalars, step=report.step)
         self.logger.save()
+
+    def missing(self, report: Report) -> tuple[str, ...]:
+        """What this logger does not show, if the report has something of it; else empty."""
+        missing = tuple(kind for kind in PICTURES if kind not in self.shows)
+        return missing if any(getattr(report, kind) for kind in missing) else ()
+
+    def _with_prefix(self, name: str) -> str:
+        prefix = getattr(self.logger, "_prefix", "")  # the logger's own option, for its scalars
+        joined = getattr(self.logger, "LOGGER_JOIN_CHAR", "-")
+        return f"{prefix}{joined}{name}" if prefix else name
