@@ -74,7 +74,7 @@ def main() -> None:
             bottom += height
         losses.semilogy(found["loss"], label=f"frozen: {name}")
     blocks.set_xticks(range(len(runs)), [f"frozen:\n{name}" for name in runs])
-    blocks.set(title="ggn/<layer>/trace at step 0")
+    blocks.set(title="ggn/<layer>/trace at step 0", ylim=(0, 330))
     losses.set(xlabel="step", title="training loss")
     blocks.legend(fontsize="small")
     losses.legend(fontsize="small")

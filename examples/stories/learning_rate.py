@@ -17,7 +17,7 @@ from lightning_vivit import GGNSpectrumMonitor
 TOO_LARGE = 4.0
 
 
-def descend(lr: float, steps: int = 60) -> dict[str, Any]:
+def descend(lr: float, steps: int = 40) -> dict[str, Any]:
     L.seed_everything(0)
     monitor = GGNSpectrumMonitor(k=1, every_n_steps=1, data="batch", overlap=False)
     history = train(Classifier(mlp(), lr), loader(*digits(64)), steps, monitor)

@@ -51,15 +51,15 @@ def main() -> None:
         chart.semilogy(steps, values, marker=".", label=f"direction {key[-1]}")
     for size in (16, 256):
         chart.axhline(1 / size, color="black", linewidth=0.8, linestyle="--")
-        chart.text(steps[-1], 1 / size, f"1/{size}", ha="right", va="bottom")
-    chart.set(xlabel="step", title="directions/gamma_snr_i", ylim=(1e-6, 1))
+        chart.text(-12, 1 / size, f"1/{size}", ha="right", va="bottom")
+    chart.set(xlabel="step", title="directions/gamma_snr_i", ylim=(1e-6, 1), xlim=(-75, STEPS))
     for i in range(K):
         line = shares.semilogx(SIZES, [row[i] for row in found["predicted"]], base=2)[0]
         shares.plot(SIZES, [row[i] for row in found["right"]], "o", color=line.get_color())
         line.set_label(f"direction {i + 1}")
     shares.set(
         xlabel="batch size B",
-        title="batches with the right sign (line: Φ(√(B snr)))",
+        title="right sign (line: Φ(√(B snr)))",
         ylim=(0.4, 1.02),
     )
     shares.legend(fontsize="small")

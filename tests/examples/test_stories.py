@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def numbers(name: str) -> dict[Any, Any]:
 
 
 def falls(values: list[float]) -> bool:
-    return all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    return all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_learning_rate_is_found_from_the_first_value() -> None:
