@@ -1,6 +1,6 @@
 """Story: a learning rate beyond the edge of stability, found from one chart.
 
-Gradient descent with learning rate 4 on 64 digits. `ggn/sharpness_lr` says at step 0 by which
+Gradient descent with learning rate 4 on 32 digits. `ggn/sharpness_lr` says at step 0 by which
 factor that is too much; half of what it allows trains.
 """
 
@@ -20,7 +20,7 @@ TOO_LARGE = 4.0
 def descend(lr: float, steps: int = 40) -> dict[str, Any]:
     L.seed_everything(0)
     monitor = GGNSpectrumMonitor(k=1, every_n_steps=1, data="batch", overlap=False)
-    history = train(Classifier(mlp(), lr), loader(*digits(64)), steps, monitor)
+    history = train(Classifier(mlp(), lr), loader(*digits(32)), steps, monitor)
     return {"lr": lr, "loss": history.losses, "ratio": history.column("ggn/sharpness_lr")}
 
 

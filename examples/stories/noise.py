@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_vivit import DirectionalDerivativesMonitor, directional_derivatives
 
-STEPS, PROBE, K, DRAWS = 400, 256, 5, 2000
+STEPS, EVERY, PROBE, K, DRAWS = 400, 20, 128, 5, 2000
 SIZES = (4, 16, 64, 256, 1024)
 
 
@@ -25,11 +25,11 @@ def run() -> dict[str, Any]:
     L.seed_everything(0)
     images, labels = digits()
     probe = images[:PROBE], labels[:PROBE]
-    monitor = DirectionalDerivativesMonitor(k=K, every_n_steps=20, probe=probe, max_samples=None)
+    monitor = DirectionalDerivativesMonitor(k=K, every_n_steps=EVERY, probe=probe, max_samples=None)
     module = Classifier(mlp(), lr=0.2)
     history = train(module, loader(images, labels, batch_size=16), STEPS + 1, monitor)
     keys = [f"directions/gamma_snr_{i}" for i in range(1, K + 1)]
-    logged = {key: history.column(key)[::20] for key in keys}
+    logged = {key: history.column(key)[::EVERY] for key in keys}
 
     # the slopes of the probe's samples after the run, and batches drawn from them
     slopes = directional_derivatives(module.net, nn.CrossEntropyLoss(), *probe, k=K).gammas.flip(1)
@@ -46,7 +46,7 @@ def run() -> dict[str, Any]:
 def main() -> None:
     found = run()
     figure, (chart, shares) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    steps = range(0, STEPS + 1, 20)
+    steps = range(0, STEPS + 1, EVERY)
     for key, values in found["logged"].items():
         chart.semilogy(steps, values, marker=".", label=f"direction {key[-1]}")
     for size in (16, 256):

@@ -42,10 +42,11 @@ def test_learning_rate_is_found_from_the_first_value() -> None:
     runs = numbers("learning_rate")
     large, limit, half = runs["too large"], runs["at the limit"], runs["half"]
     assert large["ratio"][0] > 3
-    assert max(large["loss"][:20]) > 5 * large["loss"][0]  # it climbs
+    assert max(large["loss"]) > 10 * large["loss"][0]  # it climbs
     assert limit["ratio"][0] == pytest.approx(1, rel=1e-3)
     assert max(limit["ratio"]) > 1.5  # sharpens beyond the limit ...
-    assert not falls(limit["loss"])  # ... and the loss rises on the way
+    assert not falls(limit["loss"])  # ... and the loss rises on the way ...
+    assert limit["loss"][-1] < 0.1 * limit["loss"][0]  # ... but training recovers
     assert max(half["ratio"]) < 1
     assert falls(half["loss"])
     assert half["loss"][-1] < 0.1
@@ -57,9 +58,10 @@ def test_noise_dominates_small_batches_and_the_ratio_predicts_it() -> None:
     below = sum(value < 1 / 16 for value in early) / len(early)
     assert below > 0.8  # in most directions and steps a batch of 16 is mostly noise
     small, large = sizes.index(16), sizes.index(1024)
-    for direction in range(3):
+    assert found["right"][large][4] < 0.8  # no signal, not even with 1024
+    for direction in range(4):
         assert found["right"][large][direction] > 0.95
-        assert found["right"][small][direction] < found["right"][large][direction] - 0.1
+        assert found["right"][small][direction] < 0.85
     for index, size in enumerate(sizes):
         if size >= 64:  # where the mean of a batch is nearly Gaussian
             assert found["right"][index] == pytest.approx(found["predicted"][index], abs=0.08)
