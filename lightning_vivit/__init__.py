@@ -21,8 +21,9 @@ from lightning_vivit.functions import (
     ggn_eigenvalues,
     newton_step,
 )
+from lightning_vivit.own_losses import loss_function, register_loss, unregister_loss
 from lightning_vivit.problem import Problem
-from lightning_vivit.rules import register_rule, unregister_rule
+from lightning_vivit.rules import operation, register_rule, unregister_rule
 
 __all__ = [
     "DirectionalDampedNewtonComputation",
@@ -44,7 +45,11 @@ __all__ = [
     "evaluate",
     "ggn_eigenpairs",
     "ggn_eigenvalues",
+    "loss_function",
     "newton_step",
+    "operation",
+    "register_loss",
     "register_rule",
+    "unregister_loss",
     "unregister_rule",
 ]

@@ -34,7 +34,8 @@ from lightning_vivit.tracing import moves, tensors_in
 _OWN_LOSS = (
     "Known losses: "
     + ", ".join(name for name in SUPPORTED if name != "custom")
-    + " of torch.nn.functional (also through their nn modules). For another loss pass "
+    + " of torch.nn.functional (also through their nn modules). For another loss put the decorator "
+    "lightning_vivit.loss_function on the function that computes it, or pass "
     "problem=lambda module, batch: Problem(module, loss_function, inputs, targets) to the monitor; "
     "its Hessian is then taken by autograd."
 )

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -277,7 +278,7 @@ class Recorder(TorchFunctionMode):
         elif func in LOSS_FUNCTIONS or func in _OTHER_LOSSES:
             if not (isinstance(out, Tensor) and out.requires_grad):
                 return
-            if func in _OTHER_LOSSES:
+            if func not in LOSS_FUNCTIONS:
                 self.tape.other_losses.append(_OTHER_LOSSES[func])
                 return
             self.tape.losses.append(self._read_loss(func, args, kwargs, out))
@@ -293,12 +294,15 @@ class Recorder(TorchFunctionMode):
         bound = inspect.signature(func).bind(*args, **kwargs)
         bound.apply_defaults()
         options = dict(bound.arguments)
-        outputs, target = options.pop("input"), options.pop("target")
+        outputs, target = (options.pop(each) for each in list(options)[:2])
         if name == "mse_loss" and not outputs.requires_grad:  # the same number either way round
             outputs, target = target, outputs
         average, reduce = options.pop("size_average", None), options.pop("reduce", None)
         if average is not None or reduce is not None:
             options["reduction"] = legacy_get_string(average, reduce, emit_warning=False)
+        if name == "custom":
+            reduction = options.get("reduction", "mean")
+            options = {"function": partial(func, **options), "reduction": reduction}
         if name == "nll_loss":
             outputs, options["traced"] = self._trace_logits(outputs)
         return RecordedLoss(name, outputs, target, options, result)

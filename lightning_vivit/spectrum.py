@@ -29,7 +29,9 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     """
     _finite(gram)
     if gram.shape[0] >= _SINGLE_SIZE and dtype == torch.float32:
-        return torch.linalg.eigvalsh(gram.to(dtype)).to(gram.dtype)
+        # A saturated loss leaves entries below single precision's range, where LAPACK gives NaN.
+        size = gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
+        return torch.linalg.eigvalsh((gram / size).to(dtype)).to(gram.dtype) * size
     return torch.linalg.eigvalsh(gram)
 
 

@@ -2,7 +2,24 @@
 
 from lightning_vivit.losses.base import SampleLoss
 from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.elementwise import ElementwiseLoss
 from lightning_vivit.losses.layout import SampleLayout
-from lightning_vivit.losses.registry import SUPPORTED, make_loss
+from lightning_vivit.losses.registry import (
+    SUPPORTED,
+    LossRule,
+    add_loss_rule,
+    make_loss,
+    remove_loss_rule,
+)
 
-__all__ = ["SUPPORTED", "LossCall", "SampleLayout", "SampleLoss", "make_loss"]
+__all__ = [
+    "SUPPORTED",
+    "ElementwiseLoss",
+    "LossCall",
+    "LossRule",
+    "SampleLayout",
+    "SampleLoss",
+    "add_loss_rule",
+    "make_loss",
+    "remove_loss_rule",
+]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
-from lightning_vivit.losses.base import SampleLoss, check_finite, check_mc_samples
+from lightning_vivit.losses.base import (
+    SampleLoss,
+    check_finite,
+    check_mc_samples,
+    compute_dtype,
+    random_device,
+)
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.layout import SampleLayout
-from lightning_vivit.losses.scaling import average_draws
+from lightning_vivit.losses.scaling import average_draws, scale_terms
 
 
 class ElementwiseLoss(SampleLoss):
@@ -40,6 +44,37 @@ class ElementwiseLoss(SampleLoss):
         self._layout, self._dtype = layout, call.outputs.dtype
         self._terms, self._slopes, self._curvatures = terms, slopes, curvatures
 
+    @classmethod
+    def of_terms(
+        cls,
+        call: LossCall,
+        layout: SampleLayout,
+        terms: Tensor,
+        slopes: Tensor,
+        curvatures: Tensor,
+    ) -> ElementwiseLoss:
+        """The loss whose unreduced entries and their derivatives are given.
+
+        Args:
+            call: The call of the loss; its option `reduction` is "mean" (also if it has none),
+                "sum" or "none", and "mean" divides by the number of entries.
+            layout: Which rows of the outputs belong to which sample.
+            terms: What the loss returns for reduction "none", of the shape of the outputs.
+            slopes: First derivatives, of the same shape.
+            curvatures: Second derivatives, of the same shape, zero or positive.
+
+        Returns:
+            The loss, with the scale of its reduction.
+        """
+        dtype = compute_dtype(call.outputs)
+        reduction = call.options.get("reduction", "mean")
+        scaling = scale_terms(
+            call, layout.num_samples, terms.shape, float(terms.numel()), reduction, dtype
+        )
+        factor = scaling.coefficient
+        parts = [part.detach().to(dtype) * factor for part in (terms, slopes, curvatures)]
+        return cls(call, layout, scaling.scale, parts[0], parts[1], parts[2])
+
     def value(self) -> Tensor:
         """Losses l_n, [N]."""
         return self._layout.flatten(self._terms).sum(1)
@@ -58,6 +93,14 @@ class ElementwiseLoss(SampleLoss):
         columns = self._layout.split(average_draws(self._draw(mc_samples, generator)))
         return columns.reshape(self._layout.num_samples, -1, mc_samples).to(self._dtype)
 
-    @abstractmethod
     def _draw(self, mc_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Independent draws for each entry of the outputs, [N*T, ..., M]."""
+        """Gaussian draws with the Hessian as covariance, [N*T, ..., M]."""
+        root = self._curvatures.sqrt().unsqueeze(-1)
+        noise = torch.randn(
+            *self._curvatures.shape,
+            mc_samples,
+            generator=generator,
+            device=random_device(generator, root),
+            dtype=root.dtype,
+        )
+        return root * noise.to(root.device)

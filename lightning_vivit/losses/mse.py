@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses.base import (
     compute_dtype,
-    random_device,
     read_options,
     read_outputs,
     read_target,
@@ -66,15 +64,3 @@ class SquaredError(ElementwiseLoss):
             slopes.sum_to_size(shape),
             curvatures.sum_to_size(shape),
         )
-
-    def _draw(self, mc_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Gaussian draws with the Hessian as covariance."""
-        root = self._curvatures.sqrt().unsqueeze(-1)
-        noise = torch.randn(
-            *self._curvatures.shape,
-            mc_samples,
-            generator=generator,
-            device=random_device(generator, root),
-            dtype=root.dtype,
-        )
-        return root * noise.to(root.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses.base import SampleLoss
@@ -13,7 +14,9 @@ from lightning_vivit.losses.custom import CustomLoss
 from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.mse import SquaredError
 
-_RULES: dict[str, Callable[[LossCall, SampleLayout], SampleLoss]] = {
+LossRule: TypeAlias = "Callable[[LossCall, SampleLayout], SampleLoss]"
+
+_RULES: dict[str, LossRule] = {
     "cross_entropy": CrossEntropy,
     "nll_loss": CrossEntropy,
     "mse_loss": SquaredError,
@@ -22,6 +25,27 @@ _RULES: dict[str, Callable[[LossCall, SampleLayout], SampleLoss]] = {
 }
 
 SUPPORTED: tuple[str, ...] = tuple(_RULES)
+
+
+def add_loss_rule(name: str, rule: LossRule) -> None:
+    """Give a loss a rule.
+
+    Args:
+        name: What `LossCall.name` says.
+        rule: Makes the per-sample quantities of a call.
+
+    Raises:
+        ValueError: A loss of this name has a rule already.
+    """
+    if name in _RULES:
+        raise ValueError(f"The loss {name!r} already has a rule; one loss has one rule.")
+    _RULES[name] = rule
+
+
+def remove_loss_rule(name: str) -> None:
+    """Forget a rule of `add_loss_rule`."""
+    if name not in SUPPORTED:
+        _RULES.pop(name, None)
 
 
 def make_loss(call: LossCall, layout: SampleLayout) -> SampleLoss:

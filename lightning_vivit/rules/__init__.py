@@ -10,7 +10,14 @@ from lightning_vivit.rules import (
     product,
 )
 from lightning_vivit.rules.dense import dense_rule
-from lightning_vivit.rules.registry import Rule, Use, find_rule, register_rule, unregister_rule
+from lightning_vivit.rules.registry import (
+    Rule,
+    Use,
+    find_rule,
+    operation,
+    register_rule,
+    unregister_rule,
+)
 
 __all__ = [
     "Rule",
@@ -23,6 +30,7 @@ __all__ = [
     "find_rule",
     "linear",
     "norm",
+    "operation",
     "product",
     "register_rule",
     "unregister_rule",

@@ -11,12 +11,14 @@ that the rule does not cover this configuration; the dense rule then takes the o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.factors import Factor
@@ -76,8 +78,33 @@ class Use:
         return [values.get(name, defaults.get(name)) for name in names]
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 Rule = Callable[[Use], "list[tuple[Tensor, Factor]] | None"]
 _RULES: dict[Callable[..., Any], Rule] = {}
+
+
+def operation(function: _Function) -> _Function:
+    """Make a Python function a single operation, so that it can have a rule (decorator).
+
+    Without it the recorder sees the functions of torch that the function calls, and what is hidden
+    in an `autograd.Function` is computed densely. The function is called as before.
+
+    Args:
+        function: Combines parameters with data.
+
+    Returns:
+        The function.
+    """
+
+    @functools.wraps(function)
+    def visible(*args: Any, **kwargs: Any) -> Any:
+        tensors = tuple(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        if has_torch_function(tensors):
+            return handle_torch_function(visible, tensors, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return visible  # type: ignore[return-value]
 
 
 def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
@@ -85,7 +112,7 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
 
     Args:
         *functions: The functions as a `TorchFunctionMode` sees them, such as
-            ``torch.nn.functional.linear``.
+            ``torch.nn.functional.linear``, or functions with the decorator `operation`.
 
     Returns:
         The decorator; it returns the rule unchanged.
