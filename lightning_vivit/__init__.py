@@ -21,6 +21,7 @@ from lightning_vivit.functions import (
     ggn_eigenvalues,
     newton_step,
 )
+from lightning_vivit.output_kernels import KernelEstimate
 from lightning_vivit.problem import Problem
 from lightning_vivit.rules import register_rule, unregister_rule
 
@@ -34,6 +35,7 @@ __all__ = [
     "Evaluation",
     "GGNSpectrumMonitor",
     "InteractionError",
+    "KernelEstimate",
     "NTKMonitor",
     "OptionError",
     "Problem",

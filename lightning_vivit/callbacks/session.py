@@ -18,8 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation import Evaluation, evaluate, evaluate_outputs
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.problem import Problem
 
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
@@ -35,6 +36,7 @@ class Request:
     dtype: torch.dtype | None = None
     problem: ProblemFactory | None = None
     backend: str = "auto"
+    output_kernel: OutputKernel | None = None  # a kernel of its own, nothing else
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -47,6 +49,7 @@ class Request:
             self.dtype,
             id(self.problem),
             self.backend,
+            self.output_kernel,
         )
 
 
@@ -143,15 +146,21 @@ class Session:
         seed: int,
         kernel: bool,
     ) -> Evaluation:
-        options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
-        options |= {"kernel": kernel, "backend": request.backend}
+        options: dict[str, Any] = {"param_groups": request.param_groups}
+        options["backend"] = request.backend
+        run: Callable[..., Evaluation] = evaluate
+        if request.output_kernel is None:
+            options |= {"dtype": request.dtype, "kernel": kernel}
+        else:
+            run = evaluate_outputs
+            options["wanted"] = request.output_kernel
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples
             options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
         if request.problem is None:
-            return evaluate(Problem.from_training_step(module, batch, batch_idx), **options)
+            return run(Problem.from_training_step(module, batch, batch_idx), **options)
         with eval_mode(module):
             problem = request.problem(module, batch)
             with eval_mode(problem.model):
-                return evaluate(problem, **options)
+                return run(problem, **options)
