@@ -1,5 +1,6 @@
 """Curvature and tangent kernels of PyTorch Lightning modules, seen while they train."""
 
+from lightning_vivit.between import ntk_between
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -47,6 +48,7 @@ __all__ = [
     "ggn_eigenpairs",
     "ggn_eigenvalues",
     "newton_step",
+    "ntk_between",
     "register_rule",
     "unregister_rule",
 ]
