@@ -102,11 +102,13 @@ def ntk_between(
         budget = max_memory
         if budget is None:
             budget = default_budget(next(model.parameters()).device)
-        maker = RowMaker(model, wanted, groups, min(CHUNK_ENTRIES, max(1, budget // 32)))
+        maker = RowMaker(model, wanted, groups, min(CHUNK_ENTRIES, max(1, budget // 64)))
         sample = maker.rows(ChunkReader(loader1, 1, select, "loader1").first(_PROBE_SAMPLES))
         if block_size is None and path is not None:
             block_size = (read_header(path) or {}).get(_BLOCK_SIZE)
-        block_size, held = _block_sizes(sample, wanted, block_size, budget)
+        item = torch.empty(0, dtype=sample.dtype).element_size()
+        room = budget - 2 * item * maker.entries  # temporary rows of both sides
+        block_size, held = _block_sizes(sample, wanted, block_size, room)
         rows = ChunkReader(loader1, block_size, select, "loader1")
         columns = None
         if loader2 is not None and loader2 is not loader1:
@@ -243,7 +245,7 @@ def _block_sizes(
         if needed(block_size) > budget:
             raise ProblemError(
                 f"One sample needs about {needed(1) / 2**20:.0f} MiB over the forward pass, and "
-                f"the budget is {budget / 2**20:.0f} MiB. Use a larger max_memory, fewer outputs=, "
+                f"the budget leaves {budget / 2**20:.0f} MiB for it. Use a larger max_memory, fewer outputs=, "
                 "or mode='pseudo'."
             )
     room = budget - needed(block_size)
