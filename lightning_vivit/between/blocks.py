@@ -177,10 +177,13 @@ class _Filler:
     def run(self) -> None:
         """Fill, one group of row blocks after the other."""
         with self._bar:
-            for start in range(0, len(self._first.sizes), self._held):
-                stripe = range(start, start + self._held)
-                if any(i in stripe for i, _ in self._missing):
-                    self._fill_rows(stripe)
+            try:
+                for start in range(0, len(self._first.sizes), self._held):
+                    stripe = range(start, start + self._held)
+                    if any(i in stripe for i, _ in self._missing):
+                        self._fill_rows(stripe)
+            finally:
+                self._store.flush()
 
     def _fill_rows(self, stripe: range) -> None:
         held: dict[int, Rows] = {}
@@ -245,8 +248,8 @@ def _block_sizes(
         if needed(block_size) > budget:
             raise ProblemError(
                 f"One sample needs about {needed(1) / 2**20:.0f} MiB over the forward pass, and "
-                f"the budget leaves {budget / 2**20:.0f} MiB for it. Use a larger max_memory, fewer outputs=, "
-                "or mode='pseudo'."
+                f"the budget leaves {budget / 2**20:.0f} MiB for it. Use a larger max_memory, "
+                "fewer outputs=, or mode='pseudo'."
             )
     room = budget - needed(block_size)
     return block_size, max(1, room // (each * block_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_vivit.errors import OptionError
 
 JOURNAL = ".journal"
+_FLUSH_SECONDS = 2.0  # between two flushes: the work that a power cut can cost
 
 
 class MemoryStore:
@@ -38,6 +40,9 @@ class MemoryStore:
         """Note that a block is complete."""
         self.done.add(block)
 
+    def flush(self) -> None:
+        """Nothing has to be done."""
+
     def result(self) -> Tensor:
         """The kernel."""
         return self._values
@@ -46,8 +51,8 @@ class MemoryStore:
 class FileStore:
     """A kernel in an .npy file. The file ``<path>.journal`` says of what, and which blocks it has.
 
-    A block is flushed to the file before it is noted, so a noted block is complete whatever
-    interrupts the work.
+    Blocks are flushed to the file before they are noted, so a noted block is complete whatever
+    interrupts the work. That is done every few seconds and at the end, also after an exception.
 
     Attributes:
         done: The blocks that the file has.
@@ -70,6 +75,8 @@ class FileStore:
         self._path = path
         self._journal = journal_of(path)
         self.done: set[tuple[int, int]] = set()
+        self._pending: list[tuple[int, int]] = []
+        self._flushed = time.monotonic()
         header = json.loads(json.dumps({**contents, "shape": shape, "dtype": str(dtype)}))
         known = read_header(path)
         if known is not None and path.exists():
@@ -99,10 +106,19 @@ class FileStore:
         self._file[place] = values.cpu().numpy()
 
     def commit(self, block: tuple[int, int]) -> None:
-        """Flush, and note that a block is complete."""
-        self._file.flush()
-        self._append(f"{block[0]} {block[1]}")
+        """Note that a block is complete."""
+        self._pending.append(block)
         self.done.add(block)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring all complete blocks to the disk, then their names."""
+        if self._pending:
+            self._file.flush()
+            self._append("\n".join(f"{row} {column}" for row, column in self._pending))
+            self._pending = []
+        self._flushed = time.monotonic()
 
     def result(self) -> Tensor:
         """The kernel as a tensor on the mapped file; writing to it does not change the file."""

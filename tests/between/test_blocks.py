@@ -75,7 +75,7 @@ def close(found: Any, expected: Any) -> None:
         close(found.standard_error, expected.standard_error)
         return
     assert found.shape == expected.shape
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-10
+    assert float((found - expected).abs().max()) <= 1e-10 * float(expected.abs().max()) + 1e-12
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -137,7 +137,7 @@ def test_the_budget_chooses_block_and_stripe(model: nn.Module) -> None:
     def bytes_of(size: int) -> int:
         return int(3.5 * each * size) + 4 * 8 * 9 * size**2
 
-    for budget in (2**16, 2**20, 2**24):
+    for budget in (2**17, 2**20, 2**24):
         size, held = blocks._block_sizes(sample, wanted, None, budget)
         assert bytes_of(size) <= budget // 2
         assert size == 256 or bytes_of(2 * size) > budget // 2
@@ -279,12 +279,13 @@ def test_other_refusals(model: nn.Module, tmp_path: Path) -> None:
         between(model, loader(images(3)), out=tmp_path / "kernel.pt")
     with pytest.raises(ProblemError, match="loader1 gives no batch"):
         between(model, [])
+    longer = nn.Sequential(nn.Linear(4, 1), nn.ConstantPad2d((0, 0, 0, 1), 1.0))
     with pytest.raises(ProblemError, match="3 samples gave outputs of shape"):
-        between(nn.Linear(4, 1), [torch.randn(3, 4)], select=lambda x: (x[:2], x))
+        between(longer, [torch.randn(3, 4)])
     unused = nn.Sequential(nn.Linear(4, 2))
     unused.extra = nn.Linear(2, 2)
     unused.forward = unused[0].forward
-    with pytest.raises(OptionError, match="'extra'.*influences"):
+    with pytest.raises(OptionError, match=r"'extra'.*influences"):
         between(unused, [torch.randn(3, 4)], param_groups=["extra"])
 
 

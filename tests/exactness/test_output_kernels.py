@@ -66,8 +66,9 @@ def test_projections_are_near_the_trace_kernel(name: str) -> None:
     )
     assert isinstance(found, KernelEstimate)
     assert found.kernel.shape == found.standard_error.shape == exact.shape
-    assert bool((found.standard_error > 0).all())
-    assert bool(((found.kernel - exact).abs() < 5 * found.standard_error).all())
+    assert float(found.standard_error.max()) > 0
+    rounding = 1e-9 * float(exact.abs().max())  # where all directions agree
+    assert bool(((found.kernel - exact).abs() < 5 * found.standard_error + rounding).all())
 
 
 def test_projections_are_unbiased() -> None:
@@ -85,7 +86,9 @@ def test_projections_are_unbiased() -> None:
         ]
     )
     error = draws.std(0) / len(draws) ** 0.5
-    assert bool(((draws.mean(0) - exact).abs() < 4.5 * error).all())
+    rounding = 1e-9 * float(exact.abs().max())  # where all directions agree
+    assert bool(((draws.mean(0) - exact).abs() < 4.5 * error + rounding).all())
+    assert float(error.max()) > 1e-3 * float(exact.abs().max())
 
 
 def test_standard_error_is_the_deviation_over_repetitions() -> None:
