@@ -143,7 +143,7 @@ def test_the_budget_chooses_block_and_stripe(model: nn.Module) -> None:
         assert size == 256 or bytes_of(2 * size) > budget // 2
         assert held == max(1, (budget - bytes_of(size)) // (each * size))
     with pytest.raises(ProblemError, match="Use a larger max_memory"):
-        blocks._block_sizes(sample, wanted, None, 1000)
+        blocks._block_sizes(sample, wanted, None, 100)
 
 
 def test_parameter_groups(model: nn.Module, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_batches_of_several_lengths() -> None:
             rows.append(torch.stack([torch.cat([g.flatten() for g in part]) for part in grads]))
     jacobian = torch.stack(rows)
     close(found, torch.einsum("ncp,mdp->nmcd", jacobian, jacobian))
-    with pytest.raises(ProblemError, match="Some samples have 8 outputs and others 20"):
+    with pytest.raises(ProblemError, match="Some samples have 20 outputs and others 8"):
         between(model.embedding, batches)
 
 
@@ -285,8 +285,8 @@ def test_other_refusals(model: nn.Module, tmp_path: Path) -> None:
     unused = nn.Sequential(nn.Linear(4, 2))
     unused.extra = nn.Linear(2, 2)
     unused.forward = unused[0].forward
-    with pytest.raises(OptionError, match=r"'extra'.*influences"):
-        between(unused, [torch.randn(3, 4)], param_groups=["extra"])
+    with pytest.raises(OptionError, match="None of the parameters of group"):
+        between(unused, [torch.randn(3, 4)], param_groups=[["extra"]])
 
 
 def test_samples_that_interact_are_refused() -> None:
