@@ -77,10 +77,10 @@ def main(max_steps=401, every=100, mc_samples=4):
     L.seed_everything(0)
     shared = {"every_n_steps": every, "data": "train", "max_samples": 64}
     monitors = [
-        GGNSpectrumMonitor(k=10, mc_samples=mc_samples, **shared),
+        GGNSpectrumMonitor(k=5, mc_samples=mc_samples, **shared),
         DirectionalDerivativesMonitor(k=5, mc_samples=mc_samples, **shared),
         NTKMonitor(k=10, mode="pseudo", **shared),
-        NTKMonitor(k=10, mode="projected", projections=10, prefix="projected/", **shared),
+        NTKMonitor(k=10, mode="projected", projections=5, prefix="projected/", **shared),
     ]
     before, after = Stopwatch(), Stopwatch()
     callbacks = [before, *monitors, after]
