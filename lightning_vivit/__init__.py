@@ -1,5 +1,6 @@
 """Curvature and tangent kernels of PyTorch Lightning modules, seen while they train."""
 
+from lightning_vivit.between import ntk_between
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -21,6 +22,7 @@ from lightning_vivit.functions import (
     ggn_eigenvalues,
     newton_step,
 )
+from lightning_vivit.output_kernels import KernelEstimate
 from lightning_vivit.own_losses import loss_function, register_loss, unregister_loss
 from lightning_vivit.problem import Problem
 from lightning_vivit.rules import operation, register_rule, unregister_rule
@@ -35,6 +37,7 @@ __all__ = [
     "Evaluation",
     "GGNSpectrumMonitor",
     "InteractionError",
+    "KernelEstimate",
     "NTKMonitor",
     "OptionError",
     "Problem",
@@ -47,6 +50,7 @@ __all__ = [
     "ggn_eigenvalues",
     "loss_function",
     "newton_step",
+    "ntk_between",
     "operation",
     "register_loss",
     "register_rule",

@@ -17,6 +17,8 @@ from lightning_vivit.gram import weigh_kernel
 from lightning_vivit.groups import ParamGroups, resolve_groups
 from lightning_vivit.kernels import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, make_loss
+from lightning_vivit.output_evaluation import OutputEvaluation
+from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.results import Block, Evaluation
 
@@ -132,41 +134,79 @@ def _located(recording: Recording, session: BackpackSession | None) -> tuple[Sam
     return SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())
 
 
-def cross_kernel(
+def evaluate_outputs(
     problem: Problem,
-    split: int | None,
-    mode: str,
-    param_groups: ParamGroups,
+    wanted: OutputKernel,
+    *,
+    param_groups: ParamGroups = "all",
     max_memory: int | None = None,
     backend: str = "auto",
-) -> dict[str, Tensor]:
-    """NTK between the first `split` samples of a problem and the others.
+) -> OutputEvaluation:
+    """The kernel of a batch with itself, with no more backward passes than its mode needs.
 
     Args:
-        problem: A problem without a loss.
-        split: Number of samples on the left side; None for all against all.
-        mode: ``full``, ``trace`` or ``diagonal``.
+        problem: A problem with or without a loss.
+        wanted: Mode and outputs.
         param_groups: As in `evaluate`.
         max_memory: As in `evaluate`.
         backend: As in `evaluate`.
 
     Returns:
-        Group name -> [N1, N2, D, D], [N1, N2] or [N1, N2, D].
+        The kernels, and the targets of the loss.
+
+    Raises:
+        OptionError: Unknown option value.
+        ProblemError: The problem is not supported; the message says what is.
     """
     session = _session(backend, "exact")
     groups = resolve_groups(param_groups, problem.trainable())
-    wanted = [name for names in groups.values() for name in names]
-    with problem.recorded(wanted, session) as recording:
-        axis, structure = _located(recording, session)
-        layout = SampleLayout(axis.num_samples, axis.minor)
-        columns = unit_columns(recording.outputs, layout)
-        task = KernelTask(
-            recording.tape, recording.outputs, axis, structure, columns, groups, session
-        )
-        kernels = compute_kernels(task, mode, split, max_memory).blocks
-    if mode == "full":
-        return {group: kernel.permute(0, 2, 1, 3) for group, kernel in kernels.items()}
-    return kernels
+    with problem.recorded([name for names in groups.values() for name in names], session) as live:
+        task, layout = _output_task(live, groups, wanted, session)
+        kernels = compute_kernels(task, wanted.contraction, None, max_memory)
+    found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
+    return OutputEvaluation(live, layout, groups, kernels, task.structure.unused, wanted, found)
+
+
+def cross_kernel(
+    problem: Problem,
+    split: int | None,
+    wanted: OutputKernel,
+    param_groups: ParamGroups,
+    max_memory: int | None = None,
+    backend: str = "auto",
+) -> dict[str, Tensor | KernelEstimate]:
+    """NTK between the first `split` samples of a problem and the others.
+
+    Args:
+        problem: A problem without a loss.
+        split: Number of samples on the left side; None for all against all.
+        wanted: Mode and outputs.
+        param_groups: As in `evaluate`.
+        max_memory: As in `evaluate`.
+        backend: As in `evaluate`.
+
+    Returns:
+        Group name -> kernel in the layout of the mode, see `OutputKernel`.
+    """
+    session = _session(backend, "exact")
+    groups = resolve_groups(param_groups, problem.trainable())
+    with problem.recorded([name for names in groups.values() for name in names], session) as live:
+        task, _ = _output_task(live, groups, wanted, session)
+        kernels = compute_kernels(task, wanted.contraction, split, max_memory).blocks
+    return {group: wanted.finish(kernel) for group, kernel in kernels.items()}
+
+
+def _output_task(
+    recording: Recording,
+    groups: dict[str, list[str]],
+    wanted: OutputKernel,
+    session: BackpackSession | None,
+) -> tuple[KernelTask, SampleLayout]:
+    axis, structure = _located(recording, session)
+    layout = SampleLayout(axis.num_samples, axis.minor)
+    columns = wanted.columns(recording.outputs, layout)
+    tape, outputs = recording.tape, recording.outputs
+    return KernelTask(tape, outputs, axis, structure, columns, groups, session), layout
 
 
 def _narrow_root(root: Tensor, basis: Tensor) -> Tensor:
@@ -192,4 +232,4 @@ def _finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-__all__ = ["BACKENDS", "COLUMNS", "Evaluation", "cross_kernel", "evaluate"]
+__all__ = ["BACKENDS", "COLUMNS", "Evaluation", "cross_kernel", "evaluate", "evaluate_outputs"]

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation, cross_kernel, evaluate
-from lightning_vivit.factors import MODES
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.problem import Problem, batch_size
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -30,13 +30,17 @@ def empirical_ntk(
     x2: Any = None,
     mode: str = "full",
     *,
+    outputs: Sequence[int] | None = None,
+    projections: int = 10,
+    seed: int = 0,
     param_groups: ParamGroups = "all",
     max_memory: int | None = None,
     backend: str = "auto",
-) -> Tensor | dict[str, Tensor]:
+) -> Any:
     """Empirical neural tangent kernel J(x1) J(x2)^T.
 
-    Jacot et al. 2018 (arXiv:1806.07572); modes as in Novak et al. 2022 (arXiv:2206.08720).
+    Jacot et al. 2018 (arXiv:1806.07572); modes as in Novak et al. 2022 (arXiv:2206.08720). The
+    first three cost C backward passes, ``pseudo`` one, ``projected`` as many as `projections`.
 
     Args:
         model: A module, run in the mode in which it is; or a `Problem`, whose inputs take the
@@ -44,22 +48,30 @@ def empirical_ntk(
         x1: Inputs, N1 samples on the first axis.
         x2: Further inputs with N2 samples; None for x1 against itself.
         mode: ``full``: [N1, N2, C, C]; ``trace``: [N1, N2], summed over equal outputs;
-            ``diagonal``: [N1, N2, C], equal outputs. C counts all outputs of a sample.
+            ``diagonal``: [N1, N2, C], equal outputs; ``pseudo``: [N1, N2], the kernel of the
+            outputs' sum over sqrt(C) (Mohamadi, Bae and Sutherland 2023, arXiv:2206.12543), near
+            ``trace`` / C for wide networks; ``projected``: ``trace`` estimated from random signs
+            in output space (Hutchinson), with its standard error. C counts all outputs of a
+            sample.
+        outputs: Indices of the outputs that count, such as some classes; None for all. Only
+            these are backpropagated.
+        projections: Number of random directions of mode ``projected``, at least 2.
+        seed: Of the random directions, which are the same for both sides and all calls.
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
         max_memory: Bytes that may be used over the model's forward pass; None for half of what
             is free on the device.
         backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
     Returns:
-        The kernel; a dict group name -> kernel if there are several groups.
+        The kernel, for mode ``projected`` a `KernelEstimate` (kernel, standard_error); a dict
+        group name -> kernel if there are several groups.
 
     Raises:
-        OptionError: Unknown mode or parameter group.
+        OptionError: Unknown mode, output or parameter group.
         ProblemError: Unsupported outputs or batch.
         InteractionError: Samples influence each other.
     """
-    if mode not in MODES:
-        raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+    wanted = OutputKernel.of(mode, outputs, projections, seed)
     if isinstance(model, Problem):
         if x1 is not None or x2 is not None:
             raise OptionError("Got a Problem and inputs. Give one of them.")
@@ -69,7 +81,7 @@ def empirical_ntk(
         inputs = x1 if x2 is None else _concatenate(x1, x2)
         problem = Problem(model, None, inputs)
     return _single(
-        cross_kernel(problem, first, mode, param_groups, max_memory, backend), param_groups
+        cross_kernel(problem, first, wanted, param_groups, max_memory, backend), param_groups
     )
 
 

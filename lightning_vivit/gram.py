@@ -33,10 +33,14 @@ def add_kernels(
         [N, C, M, D], [N, M] or [N, M, D]; None if nothing contributes.
     """
     total: Tensor | None = None
-    left = _fuse_biases({name: factors[name] for name in names if name in factors})
-    right = left
+    both = [name for name in names if name in factors and name in others]
+    plain = {name: factors[name] for name in both}
+    left = right = _fuse_biases(plain)
     if others is not factors:
-        right = _fuse_biases({name: others[name] for name in names if name in others})
+        others = {name: others[name] for name in both}
+        right = _fuse_biases(others)
+        if right.keys() != left.keys():  # different forms of the same parameters
+            left, right = plain, others
     for name, factor in left.items():
         first, second = factor, right[name]
         if split is not None:

@@ -1,17 +1,18 @@
-"""Leave no trace in the run: modes and buffers put back, data sets read through a copy."""
+"""Leave no trace in the run: data sets read through a copy, and `eval_mode`."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+
+from lightning_vivit.modes import eval_mode
+
+__all__ = ["eval_mode", "private_copy"]
 
 T = TypeVar("T")
 
@@ -24,23 +25,6 @@ SHARED = (
     types.BuiltinFunctionType,
     types.ModuleType,
 )
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode; put back the mode of each, and the buffers, afterwards."""
-    modes = [(child, child.training) for child in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a copy for nothing would spoil live graphs
-                    buffer.copy_(value)
 
 
 def private_copy(value: T) -> T:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
+from lightning_vivit.callbacks.session import Request
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
+from lightning_vivit.output_evaluation import OutputEvaluation
+from lightning_vivit.output_kernels import OutputKernel
 
 
 class NTKMonitor(Monitor):
@@ -31,39 +35,60 @@ class NTKMonitor(Monitor):
 
     Histogram: `ntk/eigenvalues_log10`, of the positive eigenvalues.
 
+    - `ntk/relative_error`: norm of the kernel's standard errors over that of the kernel, with
+      mode="projected".
+
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the kernel (shared with other monitors of the same data and
-    options); eigenvalues of an N C x N C matrix, with mode="trace" of an N x N matrix; memory for
+    options); eigenvalues of an N C x N C matrix, in the other modes of an N x N matrix; memory for
     two kernels. Between monitored steps nothing.
+
+    For many outputs choose mode="pseudo" (one backward pass), mode="projected" (one for each
+    projection) or some `outputs`: the kernel is then computed for this monitor alone, with no more
+    backward passes than it needs.
 
     Args:
         k: How many leading eigenvalues to log.
-        mode: "full" compares all outputs of all samples, "trace" sums over the outputs.
+        mode: "full" compares all outputs of all samples, "trace" sums over equal outputs,
+            "pseudo" takes the sum of the outputs over sqrt(C), which is near "trace" / C for wide
+            networks, and "projected" estimates "trace" from random directions in output space.
+        outputs: Indices of the outputs that count, such as some classes; None for all.
+        projections: Number of random directions of mode="projected". They are the same at all
+            steps and seeded by `seed`.
         data: "train" or "val" looks at a fixed probe batch drawn from that loader's data set,
             "batch" at the current training batch.
         **options: Those of `Monitor`.
     """
 
     section = "ntk"
-    needs_kernel = True
 
     def __init__(
         self,
         k: int = 10,
-        mode: Literal["full", "trace"] = "full",
+        mode: Literal["full", "trace", "pseudo", "projected"] = "full",
         data: Literal["batch", "train", "val"] = "train",
+        outputs: list[int] | None = None,
+        projections: int = 10,
         **options: Any,
     ) -> None:
         if data == "train" and options.get("probe") is not None:
             data = "batch"  # a given probe replaces the default
         super().__init__(k=k, data=data, **options)
-        require_choice("mode", mode, ("full", "trace"))
+        require_choice("mode", mode, ("full", "trace", "pseudo", "projected"))
         self.mode = mode
+        wanted = OutputKernel.of(mode, outputs, projections, self.source.seed)
+        alone = outputs is not None or mode in ("pseudo", "projected")
+        self._wanted = wanted if alone else None
+        self.needs_kernel = not alone
         self._drifts: dict[str, KernelDrift] = {}
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
-        return {**super().options(), "mode": self.mode}
+        alone = None if self._wanted is None else repr(self._wanted)
+        return {**super().options(), "mode": self.mode, "alone": alone}
+
+    def _request(self) -> Request:
+        return replace(super()._request(), output_kernel=self._wanted)
 
     def forget(self) -> None:
         """Forget the first and the previous kernels."""
@@ -82,6 +107,10 @@ class NTKMonitor(Monitor):
         for name in ("condition_number", "effective_rank", "alignment"):
             if name in found:
                 scalars[name] = found[name]
+        if isinstance(evaluation, OutputEvaluation):
+            error = evaluation.standard_error(group)
+            if error is not None:
+                scalars["relative_error"] = error.norm() / kernel.norm()
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
         histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}

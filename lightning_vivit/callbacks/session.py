@@ -19,8 +19,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation import Evaluation, evaluate, evaluate_outputs
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.problem import Problem
 
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
@@ -37,6 +38,7 @@ class Request:
     problem: ProblemFactory | None = None
     backend: str = "auto"
     replay_dtype: torch.dtype | None = None
+    output_kernel: OutputKernel | None = None  # a kernel of its own, nothing else
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -50,6 +52,7 @@ class Request:
             id(self.problem),
             self.backend,
             self.replay_dtype,
+            self.output_kernel,
         )
 
 
@@ -147,8 +150,14 @@ class Session:
         seed: int,
         kernel: bool,
     ) -> Evaluation:
-        options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
-        options |= {"kernel": kernel, "backend": request.backend}
+        options: dict[str, Any] = {"param_groups": request.param_groups}
+        options["backend"] = request.backend
+        run: Callable[..., Evaluation] = evaluate
+        if request.output_kernel is None:
+            options |= {"dtype": request.dtype, "kernel": kernel}
+        else:
+            run = evaluate_outputs
+            options["wanted"] = request.output_kernel
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples
@@ -156,9 +165,9 @@ class Session:
         if request.problem is None:
             problem = Problem.from_training_step(module, batch, batch_idx)
             problem.dtype = request.replay_dtype
-            return evaluate(problem, **options)
+            return run(problem, **options)
         with eval_mode(module):
             problem = request.problem(module, batch)
             problem.dtype = problem.dtype or request.replay_dtype
             with eval_mode(problem.model):
-                return evaluate(problem, **options)
+                return run(problem, **options)

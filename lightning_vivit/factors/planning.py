@@ -25,7 +25,10 @@ _CALL = 3.0e6  # of starting one operation
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a contraction: N x M samples, C x D columns, G groups, A x B weight, L positions."""
+    """Shape of a contraction: N x M samples, C x D columns, G groups, A x B weight, L positions.
+
+    `ragged` says that the two sides have different numbers of positions.
+    """
 
     n: int
     m: int
@@ -37,6 +40,7 @@ class Size:
     length: int
     symmetric: bool
     mode: str
+    ragged: bool = False
 
     @classmethod
     def of(cls, first: OuterProduct, second: OuterProduct, mode: str) -> Size:
@@ -44,7 +48,8 @@ class Size:
         n, c, g, a, length = first.columns.shape
         m, d = second.columns.shape[:2]
         b = first.inputs.shape[2]
-        return cls(n, m, c, d, g, a, b, length, first is second, mode)
+        ragged = second.columns.shape[4] != length
+        return cls(n, m, c, d, g, a, b, length, first is second, mode, ragged)
 
     @property
     def pairs(self) -> int:
@@ -59,9 +64,11 @@ def predicted_costs(size: Size) -> dict[str, float]:
         size: The contraction.
 
     Returns:
-        Order -> cost.
+        Order -> cost; with ragged positions only the order that forms the rows is possible.
     """
     half = 0.625 if size.symmetric and size.mode == "full" else 1.0
+    if size.ragged:
+        return {"rows": _rows(size, half)}
     return {
         "rows": _rows(size, half),
         "kernels": _kernels(size, half),

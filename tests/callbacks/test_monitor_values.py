@@ -19,7 +19,9 @@ from lightning_vivit.callbacks import (
     NTKMonitor,
 )
 from lightning_vivit.callbacks.learning_rate import heavy_ball
+from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.functions import empirical_ntk
 from lightning_vivit.metrics.functional import (
     kernel_alignment,
     kernel_distance,
@@ -112,6 +114,61 @@ def test_kernel_statistics(tmp_path: Path, mode: str) -> None:
     trace = float(truth.found[0].ntk(mode="trace").trace())
     assert log.values("ntk/trace")[0] == pytest.approx(trace, rel=1e-5)
     assert log.values("ntk/distance_first")[4] > log.values("ntk/distance_first")[2] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "pseudo"},
+        {"mode": "full", "outputs": [2, 0]},
+        {"mode": "trace", "outputs": [1]},
+        {"mode": "projected", "projections": 4, "seed": 7},
+    ],
+)
+def test_kernel_of_many_outputs(tmp_path: Path, options: dict[str, Any]) -> None:
+    probe = next(iter(loader(shuffle=False)))
+    estimates: list[Any] = []
+
+    class Kernels(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            net = copy.deepcopy(module.net).eval()
+            estimates.append(empirical_ntk(net, probe[0], **options))
+
+    log = fit(
+        tmp_path,
+        Kernels(),
+        strict(NTKMonitor, probe=probe, **options),
+        strict(GGNSpectrumMonitor, probe=probe),
+    )
+    for step in (0, 2, 4):
+        found = estimates[step]
+        kernel = found.kernel if options["mode"] == "projected" else found
+        flat = kernel.permute(0, 2, 1, 3).flatten(2).flatten(0, 1) if kernel.ndim == 4 else kernel
+        assert log.values("ntk/trace")[step] == pytest.approx(float(flat.trace()), rel=1e-4)
+        top = torch.linalg.eigvalsh(flat.double())[-1]
+        assert log.values("ntk/eigenvalue_1")[step] == pytest.approx(float(top), rel=1e-4)
+        assert log.values("ntk/alignment")[step] == pytest.approx(
+            float(kernel_alignment(kernel, probe[1])), rel=1e-3
+        )
+        if options["mode"] == "projected":
+            error = float(found.standard_error.norm() / kernel.norm())
+            assert log.values("ntk/relative_error")[step] == pytest.approx(error, rel=1e-3)
+    assert log.values("ntk/distance_first")[4] > log.values("ntk/distance_first")[2] > 0
+    assert ("ntk/relative_error" in log.seen()) == (options["mode"] == "projected")
+
+
+def test_kernels_with_other_outputs_have_states_of_their_own() -> None:
+    monitors = [
+        NTKMonitor(),
+        NTKMonitor(mode="pseudo"),
+        NTKMonitor(mode="projected"),
+        NTKMonitor(mode="projected", projections=3),
+        NTKMonitor(outputs=[0]),
+    ]
+    assert len({monitor.state_key for monitor in monitors}) == len(monitors)
+    assert [monitor.needs_kernel for monitor in monitors] == [True, False, False, False, False]
+    with pytest.raises(OptionError, match="projections=1"):
+        NTKMonitor(mode="projected", projections=1)
 
 
 def test_drift_is_that_of_the_probe(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""The kernel of a batch in one mode, for those who need nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lightning_vivit.errors import OptionError
+from lightning_vivit.kernels import Kernels
+from lightning_vivit.losses import SampleLayout
+from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
+from lightning_vivit.problem import Recording
+from lightning_vivit.results import Block, Evaluation
+
+
+class OutputEvaluation(Evaluation):
+    """An `Evaluation` that knows its kernel in one mode, and no spectrum of the GGN.
+
+    Attributes:
+        wanted: Mode and outputs.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        layout: SampleLayout,
+        groups: Mapping[str, list[str]],
+        kernels: Kernels,
+        unused: Sequence[str],
+        wanted: OutputKernel,
+        found: Mapping[str, Tensor | KernelEstimate],
+    ) -> None:
+        """Keep the kernels; use `evaluate_outputs` to make one."""
+        blocks = {group: Block(names, None, None) for group, names in groups.items()}
+        super().__init__(recording, layout, None, None, blocks, kernels, unused, None)
+        self.wanted = wanted
+        self._found = dict(found)
+
+    def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
+        """The kernel of a group.
+
+        Args:
+            group: Parameter group.
+            mode: That of `wanted`.
+
+        Returns:
+            The kernel in the layout of the mode; the estimate's mean for mode ``projected``.
+
+        Raises:
+            OptionError: Unknown group or another mode.
+        """
+        if mode != self.wanted.mode:
+            raise OptionError(f"This evaluation has the mode {self.wanted.mode!r}, got {mode!r}.")
+        self._block(group)
+        found = self._found[group]
+        return found.kernel if isinstance(found, KernelEstimate) else found
+
+    def standard_error(self, group: str = "all") -> Tensor | None:
+        """Standard error of the kernel's entries, [N, N]; None if they are exact."""
+        self._block(group)
+        found = self._found[group]
+        return found.standard_error if isinstance(found, KernelEstimate) else None
