@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import matplotlib
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -93,3 +94,4 @@ def save(figure: Figure, name: str) -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "stories"}):
         figure.savefig(FIGURES / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)

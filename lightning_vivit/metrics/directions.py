@@ -28,7 +28,7 @@ class DirectionStatistics(MeanOfUpdates):
     A direction is defined up to its sign, which is free to flip from one step to the next. Here
     each is taken to point uphill: `gamma_mean` is not negative, `newton_step` is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_vivit.metrics import DirectionStatistics
         >>> metric = DirectionStatistics()

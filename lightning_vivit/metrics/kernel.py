@@ -29,7 +29,7 @@ class KernelStatistics(MeanOfUpdates):
     - `effective_rank`: see `effective_rank`.
     - `alignment`: see `kernel_alignment`; only if targets were given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_vivit.metrics import KernelStatistics
         >>> metric = KernelStatistics(k=2)
@@ -98,7 +98,7 @@ class KernelDrift(ComparisonWithPast):
     - `distance_from_first`: 0 at the first update.
     - `distance_from_previous`: NaN before the second update.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_vivit.metrics import KernelDrift
         >>> metric = KernelDrift()

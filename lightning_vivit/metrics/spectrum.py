@@ -28,7 +28,7 @@ class SpectrumStatistics(MeanOfUpdates):
     - `top_eigenvalue`: the largest one, the sharpness.
     - `stability_ratio`: see `stability_ratio`; only if a learning rate was given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_vivit.metrics import SpectrumStatistics
         >>> metric = SpectrumStatistics()
@@ -69,7 +69,7 @@ class SubspaceOverlap(ComparisonWithPast):
     float64, NaN before the second update, averaged over processes by `compute`. The directions are
     remembered in the state dictionary; `reset` forgets them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_vivit.metrics import SubspaceOverlap
         >>> metric = SubspaceOverlap()
