@@ -17,7 +17,18 @@ from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.evaluation import BACKENDS, Evaluation
-from lightning_vivit.loggers import Findings, Report, publish, set_callback_metrics, x_axis_step
+from lightning_vivit.loggers import (
+    Chart,
+    Draw,
+    Findings,
+    Panel,
+    Report,
+    lay_out,
+    publish,
+    set_callback_metrics,
+    x_axis_step,
+)
+from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
@@ -58,6 +69,8 @@ class Monitor(Callback):
         backend: "autograd" works for any architecture, "backpack" extends a copy of the module
             with BackPACK and refuses what BackPACK cannot do, "auto" takes the faster one that is
             safe.
+        figures: Whether to draw pictures for loggers that show them.
+        figures_every: Draw at each n-th monitored step, from the first one on.
         probe: A batch to look at, or a callable that returns one.
         schedule: Called with each step, returns whether to compute.
         problem: Called with the module and the batch, returns the `Problem` to look at in place of
@@ -68,6 +81,7 @@ class Monitor(Callback):
     """
 
     section: str  # first part of every key
+    panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
 
@@ -86,6 +100,8 @@ class Monitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "",
         backend: Literal["auto", "autograd", "backpack"] = "auto",
+        figures: bool = True,
+        figures_every: int = 5,
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
         problem: ProblemFactory | None = None,
@@ -110,6 +126,8 @@ class Monitor(Callback):
         self.on_error = on_error
         self.prefix = prefix
         self.backend = backend
+        self.figures = figures
+        self.figures_every = require_integer("figures_every", figures_every, lowest=1)
         self.problem = problem
         self._session = Session(last=self)
         self._start_over()
@@ -117,6 +135,7 @@ class Monitor(Callback):
     def _start_over(self) -> None:
         self._step = -1  # the last step that the schedule was asked about
         self._measured = False  # whether a step of this run was measured
+        self._looks = 0  # monitored steps since the start or the resume
         self._stopped = False
         self._values: dict[str, float] = {}
         self.source.reset()
@@ -131,6 +150,15 @@ class Monitor(Callback):
 
     def forget(self) -> None:
         """Forget what later steps are compared with; a new run starts."""
+
+    def overview(self) -> dict[str, Draw]:
+        """Figures over all parameter groups, after each group was measured."""
+        return {}
+
+    def charts(self) -> list[Chart]:
+        """The charts that show this monitor's keys."""
+        grouped = self.param_groups != "all" and len(self.param_groups) != 1
+        return charts((*self.panels, *COST), self.section, self.prefix, grouped)
 
     def references(self) -> References:
         """Tensors that later steps are compared with, for checkpoints."""
@@ -184,7 +212,11 @@ class Monitor(Callback):
                 monitor._session = session
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring back the last values of a resumed run for callbacks that watch them."""
+        """Lay out the dashboards, and bring back a resumed run's last values for callbacks."""
+        if self._session.last is self:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+            lay_out(trainer, [chart for monitor in monitors for chart in monitor.charts()])
         set_callback_metrics(trainer, self._values)
 
     def on_train_batch_start(
@@ -264,6 +296,12 @@ class Monitor(Callback):
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
             for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
                 self._claim(key)
+        report.figures.update(
+            {f"{self.prefix}{self.section}/{name}": draw for name, draw in self.overview().items()}
+        )
+        if not self.figures or self._looks % self.figures_every:
+            report.figures.clear()
+        self._looks += 1
         return report
 
     def _claim(self, key: str) -> None:

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor, require_choice
 from lightning_vivit.evaluation import Evaluation
-from lightning_vivit.loggers import Findings
+from lightning_vivit.figures import History, draw_kernel, draw_spectra
+from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
+from lightning_vivit.metrics.functional import trace_kernel
+
+
+_DISTANCES = ("distance_first", "distance_previous")
 
 
 class NTKMonitor(Monitor):
@@ -28,7 +33,8 @@ class NTKMonitor(Monitor):
       the first and of the previous monitored step. Kernels compare on the same samples only: not
       with data="batch"; the distance to the previous one from the second monitored step on.
 
-    Histogram: `ntk/eigenvalues_log10`, of the positive eigenvalues.
+    Histogram: `ntk/eigenvalues_log10`, of the positive eigenvalues. Figures: `ntk/kernel`, cosines
+    between the samples sorted by class; `ntk/spectrum`, eigenvalue against index at up to 32 steps.
 
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the kernel (shared with other monitors of the same data and
@@ -44,6 +50,14 @@ class NTKMonitor(Monitor):
     """
 
     section = "ntk"
+    panels = (
+        Panel("Kernel", "Alignment with the labels", ("alignment",)),
+        Panel("Kernel", "Distance to the first and the previous kernel", _DISTANCES),
+        Panel("Kernel", "Condition number of the NTK", ("condition_number",)),
+        Panel("Kernel", "Effective rank of the NTK", ("effective_rank",)),
+        Panel("Kernel", "Leading eigenvalues of the NTK", ("eigenvalue_i",)),
+        Panel("Kernel", "Trace of the NTK", ("trace",)),
+    )
     needs_kernel = True
 
     def __init__(
@@ -65,8 +79,9 @@ class NTKMonitor(Monitor):
         return {**super().options(), "mode": self.mode}
 
     def forget(self) -> None:
-        """Forget the first and the previous kernels."""
+        """Forget the first and the previous kernels, and the steps of the figures."""
         self._drifts = {}
+        self._histories: dict[str, History] = {}
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
         """Spectrum, alignment and drift of one group's kernel."""
@@ -84,7 +99,18 @@ class NTKMonitor(Monitor):
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
         histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
-        return Findings(scalars, histograms, arrays={"kernel": kernel, "eigenvalues": eigenvalues})
+        history = self._histories.setdefault(group, History())
+        history.add(self._step, eigenvalues)
+        targets, title = evaluation.sample_targets(), f"NTK at step {self._step}"
+        return Findings(
+            scalars,
+            histograms,
+            figures={
+                "kernel": lambda: draw_kernel(trace_kernel(kernel), targets, title),
+                "spectrum": lambda: draw_spectra(history.entries(), "NTK eigenvalues"),
+            },
+            arrays={"kernel": kernel, "eigenvalues": eigenvalues},
+        )
 
     def _compare(self, kernel: Tensor, group: str) -> dict[str, Tensor]:
         metric = self._drifts.setdefault(group, KernelDrift())

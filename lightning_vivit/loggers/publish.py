@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lightning_vivit.loggers.dashboard import Chart
 from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.loggers.writer import LogWriter
@@ -40,6 +43,17 @@ def publish(trainer: Trainer, report: Report) -> None:
     for logger in trainer.loggers:
         writer_for(logger).write(report)
     set_callback_metrics(trainer, report.scalars)
+
+
+def lay_out(trainer: Trainer, charts: Sequence[Chart]) -> None:
+    """Give the charts of all monitors to the loggers that have a page for them.
+
+    Args:
+        trainer: The Trainer that runs.
+        charts: Of all its monitors, since a second layout would replace the first.
+    """
+    for logger in trainer.loggers:
+        writer_for(logger).lay_out(charts)
 
 
 def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:

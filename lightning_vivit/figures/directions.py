@@ -1,0 +1,75 @@
+"""Slopes and curvatures of every sample along the leading directions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from lightning_vivit.figures.render import FAINT, INK, SMALL, dress, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = 10  # directions
+POINTS = 256  # samples of one direction
+BLUE, ORANGE = "#2b6ca3", "#c8501e"
+_GOLDEN = 0.6180339887498949  # multiples of it fill an interval evenly
+
+
+def draw_directions(gammas: Tensor, lambdas: Tensor, title: str = "") -> Figure:
+    """One point for each sample, with the mean and twice its standard error.
+
+    Args:
+        gammas: [N, K] slopes along directions that point uphill, the leading one first.
+        lambdas: [N', K] curvatures along them.
+        title: Of the figure.
+
+    Returns:
+        The figure: above the slopes, below the curvatures on a log axis. A bar that reaches zero
+        says that the sign of the mean slope is not known from these samples.
+    """
+    figure = new_figure(6.4, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True)
+    _strips(above, gammas, BLUE)
+    above.axhline(0.0, color=INK, linewidth=0.8)
+    dress(above, title, "", "slope gamma")
+    _strips(below, lambdas, ORANGE, log=True)
+    dress(below, "", "direction (1: largest eigenvalue)", "curvature lambda")
+    return figure
+
+
+def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
+    columns = values.detach().double().cpu().numpy()[:, :SHOWN]
+    samples, count = columns.shape
+    means = columns.mean(axis=0)
+    errors = 2 * columns.std(axis=0, ddof=1) / samples**0.5 if samples > 1 else np.zeros(count)
+    spread = (np.arange(min(samples, POINTS)) * _GOLDEN % 1.0 - 0.5) * 0.6
+    for k in range(count):
+        some = columns[:POINTS, k]
+        axes.scatter(k + 1 + spread, some, s=7, color=colour, alpha=0.45, linewidths=0)
+    centres = np.arange(1, count + 1)
+    axes.errorbar(
+        centres,
+        means,
+        yerr=errors,
+        fmt="_",
+        color=INK,
+        markersize=22,
+        markeredgewidth=2.0,
+        elinewidth=6.0,
+        alpha=0.75,
+        label="mean ± 2 standard errors",
+    )
+    positive = columns[columns > 0]
+    if log and positive.size:
+        axes.set_yscale("log")
+        axes.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 2)
+    axes.set_xlim(0.4, count + 0.6)
+    axes.set_xticks(centres, [str(k) for k in centres])
+    axes.grid(True, axis="y", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    if not log:
+        axes.legend(fontsize=SMALL, frameon=False, loc="best", markerscale=0.5)
