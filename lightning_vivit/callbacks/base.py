@@ -35,6 +35,7 @@ References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name ->
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GROUPINGS = ("all", "layer", "parameter")
+FIGURE_GROUPS = 4  # with more parameter groups, only figures over all of them
 MAX_STATE_BYTES = 64 * 2**20  # larger tensors stay out of checkpoints
 
 
@@ -69,7 +70,8 @@ class Monitor(Callback):
         backend: "autograd" works for any architecture, "backpack" extends a copy of the module
             with BackPACK and refuses what BackPACK cannot do, "auto" takes the faster one that is
             safe.
-        figures: Whether to draw pictures for loggers that show them.
+        figures: Whether to draw pictures for loggers that show them. With more than 4 parameter
+            groups, only those over all groups.
         figures_every: Draw at each n-th monitored step, from the first one on.
         probe: A batch to look at, or a callable that returns one.
         schedule: Called with each step, returns whether to compute.
@@ -292,16 +294,17 @@ class Monitor(Callback):
 
     def _report(self, evaluation: Evaluation) -> Report:
         report = Report(self._step)
+        drawn = self.figures and self._looks % self.figures_every == 0
+        self._looks += 1
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
             for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
                 self._claim(key)
-        report.figures.update(
-            {f"{self.prefix}{self.section}/{name}": draw for name, draw in self.overview().items()}
-        )
-        if not self.figures or self._looks % self.figures_every:
+        if not drawn or len(evaluation.groups) > FIGURE_GROUPS:
             report.figures.clear()
-        self._looks += 1
+        if drawn:
+            place = f"{self.prefix}{self.section}"
+            report.figures.update({f"{place}/{n}": draw for n, draw in self.overview().items()})
         return report
 
     def _claim(self, key: str) -> None:

@@ -14,7 +14,6 @@ from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
 from lightning_vivit.metrics.functional import trace_kernel
 
-
 _DISTANCES = ("distance_first", "distance_previous")
 
 

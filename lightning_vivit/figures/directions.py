@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from lightning_vivit.figures.render import FAINT, INK, SMALL, dress, new_figure
+from lightning_vivit.figures.render import (
+    FAINT,
+    INK,
+    SMALL,
+    dress,
+    new_figure,
+    plain,
+    set_log_scale,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +37,8 @@ def draw_directions(gammas: Tensor, lambdas: Tensor, title: str = "") -> Figure:
         title: Of the figure.
 
     Returns:
-        The figure: above the slopes, below the curvatures on a log axis. A bar that reaches zero
+        The figure: above the slopes, on an axis that is linear about zero and logarithmic beyond;
+        below the curvatures on a log axis. A bar that reaches zero
         says that the sign of the mean slope is not known from these samples.
     """
     figure = new_figure(6.4, 5.2)
@@ -46,11 +56,11 @@ def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
     samples, count = columns.shape
     means = columns.mean(axis=0)
     errors = 2 * columns.std(axis=0, ddof=1) / samples**0.5 if samples > 1 else np.zeros(count)
-    spread = (np.arange(min(samples, POINTS)) * _GOLDEN % 1.0 - 0.5) * 0.6
-    for k in range(count):
-        some = columns[:POINTS, k]
-        axes.scatter(k + 1 + spread, some, s=7, color=colour, alpha=0.45, linewidths=0)
     centres = np.arange(1, count + 1)
+    some = columns[:POINTS]  # [n, k]
+    spread = (np.arange(some.shape[0]) * _GOLDEN % 1.0 - 0.5) * 0.6
+    places = centres + spread[:, None]
+    axes.plot(places.ravel(), some.ravel(), ".", color=colour, alpha=0.5, markersize=4)
     axes.errorbar(
         centres,
         means,
@@ -64,12 +74,37 @@ def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
         label="mean ± 2 standard errors",
     )
     positive = columns[columns > 0]
-    if log and positive.size:
-        axes.set_yscale("log")
+    if not log:
+        _set_signed_scale(axes, columns)
+    elif positive.size:
+        set_log_scale(axes.yaxis)
         axes.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 2)
     axes.set_xlim(0.4, count + 0.6)
     axes.set_xticks(centres, [str(k) for k in centres])
     axes.grid(True, axis="y", color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     if not log:
-        axes.legend(fontsize=SMALL, frameon=False, loc="best", markerscale=0.5)
+        axes.legend(
+            fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
+        )
+
+
+def _set_signed_scale(axes: Axes, columns: np.ndarray) -> None:
+    """Linear about zero, where half of the samples are; logarithmic beyond, for outliers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    sizes = np.abs(columns)
+    largest, middle = float(sizes.max()), float(np.median(sizes))
+    if largest == 0 or middle == 0:
+        return
+    power = math.floor(math.log10(middle))
+    threshold = 10.0**power
+    axes.set_yscale("symlog", linthresh=threshold, linscale=0.6)
+    last = max(power, math.floor(math.log10(largest)))
+    powers = range(power, last + 1, -(-(last - power + 1) // 4))
+    ticks = [sign * 10.0**p for p in powers for sign in (-1, 1)]
+    axes.yaxis.set_major_locator(FixedLocator([*ticks, 0.0]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    bound = largest * 1.4
+    axes.set_ylim(-bound if columns.min() < 0 else -threshold, bound)

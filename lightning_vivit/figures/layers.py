@@ -22,7 +22,7 @@ def draw_layers(
     """A row for each group, a column for each step, colours on a log scale.
 
     Args:
-        names: Of the groups, the first on top; at most 60 are shown.
+        names: Of the groups, the first on top; the first 60 are shown.
         steps: The monitored steps.
         values: [groups, steps], NaN or not positive where nothing is known.
         title: Of the figure.
@@ -31,7 +31,9 @@ def draw_layers(
         The figure.
     """
     names, values = list(names)[:SHOWN], np.asarray(values, dtype=np.float64)[:SHOWN]
-    figure = new_figure(6.4, min(10.0, 1.6 + 0.22 * max(len(names), 6)))
+    labels = [_shortened(name) for name in names]
+    margin = 0.3 + 0.075 * max(map(len, labels))
+    figure = new_figure(6.4, 1.0 + 0.2 * max(len(names), 8), left=margin)
     axes = figure.add_subplot()
     known = np.where(values > 0, values, np.nan)
     logs = np.ma.masked_invalid(np.log10(known))
@@ -39,7 +41,7 @@ def draw_layers(
     shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).round().astype(int))
     dress(axes, title, "step")
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
-    axes.set_yticks(range(len(names)), [_shortened(name) for name in names], fontsize=SMALL)
+    axes.set_yticks(range(len(names)), labels, fontsize=SMALL)
     add_colour_bar(figure, image, axes, "log10 of the largest eigenvalue")
     return figure
 

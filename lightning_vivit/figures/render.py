@@ -15,16 +15,34 @@ INK, FAINT = "#222222", "#d9d9d9"
 TEXT, SMALL = 9.0, 8.0  # points
 
 
-def new_figure(width: float = 6.0, height: float = 4.2) -> Figure:
-    """A figure with its own canvas, of a size in inches."""
+def new_figure(width: float = 6.0, height: float = 4.2, left: float = 0.7) -> Figure:
+    """A figure with its own canvas; sizes in inches.
+
+    Its margins are fixed, because a layout engine takes as long as the drawing itself.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white", edgecolor="white"
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
+    figure.subplots_adjust(
+        left=left / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.32 / height
     )
     FigureCanvasAgg(figure)
     return figure
+
+
+def use_plain_powers(axis: Any) -> None:
+    """Plain numbers on a log axis: 10 to a power is typeset, which is slow."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(numticks=9))
+    axis.set_major_formatter(FuncFormatter(plain))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float, _: object = None) -> str:
+    """A number as short as it can be: 0.01, 100, 1e-05."""
+    return f"{value:g}"
 
 
 def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
@@ -42,6 +60,7 @@ def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 def add_colour_bar(figure: Figure, shown: Any, axes: Axes, label: str) -> Any:
     """A colour bar in the figure's style."""
     bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=30)
+    bar.ax.tick_params(which="minor", length=0)
     bar.set_label(label, fontsize=TEXT, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK, labelcolor=INK, which="both")
     bar.outline.set_visible(False)
