@@ -11,7 +11,7 @@ from lightning_vivit.callbacks.base import Monitor, require_integer
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.figures import draw_directions
-from lightning_vivit.groups import resolve_groups
+from lightning_vivit.groups import layers_of
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import DirectionStatistics, GradientStatistics
 
@@ -60,7 +60,7 @@ class DirectionalDerivativesMonitor(Monitor):
     """
 
     section = "directions"
-    panels = (
+    panels: tuple[Panel, ...] = (
         Panel("Directions", "Signal to noise of the slopes, per sample", ("gamma_snr_i",)),
         Panel("Directions", "Signal to noise of the curvatures, per sample", ("lambda_snr_i",)),
         Panel("Directions", "Share of the gradient in the top directions", ("gradient_share",)),
@@ -139,6 +139,7 @@ class DirectionalDerivativesMonitor(Monitor):
 
 def _gradient_statistics(evaluation: Evaluation, group: str) -> dict[str, float | Tensor]:
     squared = evaluation.gradient_norm_squared(group)
+    assert evaluation.scale is not None  # there are directions, so there is a loss
     mean_squared = squared / (evaluation.scale * evaluation.num_samples) ** 2
     found = GradientStatistics()(evaluation.gradient_norms(group), mean_squared)
     scalars: dict[str, float | Tensor] = {
@@ -148,7 +149,7 @@ def _gradient_statistics(evaluation: Evaluation, group: str) -> dict[str, float 
     }
     if bool(found["noise_scale"].isfinite()):
         scalars["noise_scale"] = found["noise_scale"]
-    layers = resolve_groups("layer", dict.fromkeys(evaluation.groups[group]))
+    layers = layers_of(evaluation.groups[group])
     if len(layers) > 1:
         gradient = evaluation.gradient(group)
         for layer, names in layers.items():

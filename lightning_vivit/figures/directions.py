@@ -15,7 +15,7 @@ from lightning_vivit.figures.render import (
     dress,
     new_figure,
     plain,
-    set_log_scale,
+    use_plain_powers,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
     if not log:
         _set_signed_scale(axes, columns)
     elif positive.size:
-        set_log_scale(axes.yaxis)
+        axes.set_yscale("log")
+        use_plain_powers(axes.yaxis)
         axes.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 2)
     axes.set_xlim(0.4, count + 0.6)
     axes.set_xticks(centres, [str(k) for k in centres])

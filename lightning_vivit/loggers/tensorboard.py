@@ -32,29 +32,33 @@ class TensorBoardWriter(LogWriter):
 
     logger: TensorBoardLogger
 
+    @rank_zero_only
     def lay_out(self, charts: Sequence[Chart]) -> None:
         """Write the charts of the custom scalars page."""
-        if charts and rank_zero_only.rank == 0:
-            sub_run = self._sub_run()
-            sub_run.add_custom_scalars(layout(charts, self._with_prefix("")))
-            sub_run.flush()
+        sub_run = self._sub_run()
+        sub_run.add_custom_scalars(layout(charts, self._with_prefix("")))
+        sub_run.flush()
 
     def write(self, report: Report) -> None:
         """Write scalars, histograms of finite values, limits and figures."""
-        if rank_zero_only.rank == 0:
-            self._write_histograms(report)
-            self._write_limits(report)
+        self._write_histograms(report)
+        self._write_limits(report)
         super().write(report)
-        if rank_zero_only.rank == 0 and report.figures:
-            for name, draw in report.figures.items():
-                self.logger.experiment.add_image(
-                    self._with_prefix(name),
-                    to_pixels(draw()),
-                    global_step=report.step,
-                    dataformats="HWC",
-                )
+        if report.figures:
+            self._write_figures(report)
             self.logger.save()
 
+    @rank_zero_only
+    def _write_figures(self, report: Report) -> None:
+        for name, draw in report.figures.items():
+            self.logger.experiment.add_image(
+                self._with_prefix(name),
+                to_pixels(draw()),
+                global_step=report.step,
+                dataformats="HWC",
+            )
+
+    @rank_zero_only
     def _write_histograms(self, report: Report) -> None:
         for name, values in report.histograms.items():
             flat = values.detach().flatten().to("cpu", torch.float64)
@@ -64,6 +68,7 @@ class TensorBoardWriter(LogWriter):
                     self._with_prefix(name), flat.numpy(), global_step=report.step, bins=BINS
                 )
 
+    @rank_zero_only
     def _write_limits(self, report: Report) -> None:
         if report.limits:
             sub_run = self._sub_run()
