@@ -128,7 +128,7 @@ class DirectionalDerivativesMonitor(Monitor):
         if self.gradients:
             scalars |= _gradient_statistics(evaluation, group)
             histograms["sample_gradient_norms"] = evaluation.gradient_norms(group)
-        slopes, title = gammas * uphill, f"Slope and curvature of each sample at step {self._step}"
+        slopes, title = gammas * uphill, f"Samples at step {self._step}"
         return Findings(
             scalars,
             histograms,

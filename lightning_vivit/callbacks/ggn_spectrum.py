@@ -125,7 +125,7 @@ class GGNSpectrumMonitor(Monitor):
         steps = sorted({step for found in entries.values() for step in found})
         nothing = torch.tensor([torch.nan])
         values = [[float(e.get(step, nothing).max()) for step in steps] for e in entries.values()]
-        title = "Largest GGN eigenvalue of each parameter group"
+        title = "Largest GGN eigenvalues"
         return draw_layers(list(entries), steps, np.array(values), title)
 
     def _compare(self, evaluation: Evaluation, group: str, k: int) -> dict[str, float | Tensor]:

@@ -41,7 +41,7 @@ def draw_directions(gammas: Tensor, lambdas: Tensor, title: str = "") -> Figure:
         below the curvatures on a log axis. A bar that reaches zero
         says that the sign of the mean slope is not known from these samples.
     """
-    figure = new_figure(6.4, 5.2)
+    figure = new_figure(4.6, 4.2)
     above, below = figure.subplots(2, 1, sharex=True)
     _strips(above, gammas, BLUE)
     above.axhline(0.0, color=INK, linewidth=0.8)
@@ -60,18 +60,18 @@ def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
     some = columns[:POINTS]  # [n, k]
     spread = (np.arange(some.shape[0]) * _GOLDEN % 1.0 - 0.5) * 0.6
     places = centres + spread[:, None]
-    axes.plot(places.ravel(), some.ravel(), ".", color=colour, alpha=0.5, markersize=4)
+    axes.plot(places.ravel(), some.ravel(), ".", color=colour, alpha=0.5, markersize=3)
     axes.errorbar(
         centres,
         means,
         yerr=errors,
         fmt="_",
         color=INK,
-        markersize=22,
+        markersize=16,
         markeredgewidth=2.0,
-        elinewidth=6.0,
+        elinewidth=4.0,
         alpha=0.75,
-        label="mean ± 2 standard errors",
+        label="mean ± 2 std. errors",
     )
     positive = columns[columns > 0]
     if not log:

@@ -31,7 +31,7 @@ def draw_kernel(kernel: Tensor, targets: Tensor | None = None, title: str = "Ker
     cosines = values / (norms[:, None] * norms[None, :]).clamp(min=torch.finfo(torch.float64).tiny)
     order, classes, sorted_by = _order(targets, values.shape[0])
     shown = cosines[order][:, order].numpy()
-    figure = new_figure(5.6, 4.8)
+    figure = new_figure(4.6, 4.0, left=0.45)
     axes = figure.add_subplot()
     off_diagonal = shown[~np.eye(len(shown), dtype=bool)] if len(shown) > 1 else shown
     signed = bool(off_diagonal.min() < -0.05)
@@ -71,8 +71,8 @@ def _mark_classes(axes: object, classes: np.ndarray) -> None:
     names, starts, counts = np.unique(classes, return_index=True, return_counts=True)
     for start in starts[1:]:
         for line in (axes.axhline, axes.axvline):  # type: ignore[attr-defined]
-            line(start - 0.5, color="white", linewidth=1.6)
-            line(start - 0.5, color=INK, linewidth=0.5)
+            line(start - 0.5, color="white", linewidth=1.2)
+            line(start - 0.5, color=INK, linewidth=0.4)
     every = -(-len(names) // 20)  # not more names than fit
     middles = (starts + (counts - 1) / 2)[::every]
     for axis in (axes.xaxis, axes.yaxis):  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 60  # groups
-NAME = 28  # letters of a name
+NAME = 20  # letters of a name
 
 
 def draw_layers(
@@ -33,16 +33,16 @@ def draw_layers(
     names, values = list(names)[:SHOWN], np.asarray(values, dtype=np.float64)[:SHOWN]
     labels = [_shortened(name) for name in names]
     margin = 0.3 + 0.075 * max(map(len, labels))
-    figure = new_figure(6.4, 1.0 + 0.2 * max(len(names), 8), left=margin)
+    figure = new_figure(4.8, 1.0 + 0.2 * max(len(names), 8), left=margin)
     axes = figure.add_subplot()
     known = np.where(values > 0, values, np.nan)
     logs = np.ma.masked_invalid(np.log10(known))
     image = axes.imshow(logs, aspect="auto", cmap="viridis", interpolation="nearest")
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).round().astype(int))
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).round().astype(int))
     dress(axes, title, "step")
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
     axes.set_yticks(range(len(names)), labels, fontsize=SMALL)
-    add_colour_bar(figure, image, axes, "log10 of the largest eigenvalue")
+    add_colour_bar(figure, image, axes, "log10 eigenvalue")
     return figure
 
 
