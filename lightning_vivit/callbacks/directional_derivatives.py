@@ -70,10 +70,10 @@ class DirectionalDerivativesMonitor(Monitor):
     )
     gradient_panels = (
         Panel("Gradients", "Gradient norm", ("gradient_norm", "sample_gradient_norm")),
-        Panel("Gradients", "Gradient norm of each layer", ("layer_gradient_norm/*",)),
         Panel("Gradients", "Gradient noise scale, in samples", ("noise_scale",)),
         Panel("Gradients", "Variance of the per-sample gradients", ("gradient_variance",)),
     )
+    layer_panels = (Panel("Gradients", "Gradient norm of each layer", ("layer_gradient_norm/*",)),)
 
     def __init__(
         self,
@@ -90,7 +90,9 @@ class DirectionalDerivativesMonitor(Monitor):
         self.damping = float(damping)
         self.gradients = gradients
         if gradients:
-            self.panels = (*self.panels, *self.gradient_panels)
+            self.panels += self.gradient_panels
+            if self.param_groups not in ("layer", "parameter"):
+                self.panels += self.layer_panels
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
