@@ -36,7 +36,7 @@ class GGNSpectrumMonitor(Monitor):
     - `ggn/subspace_overlap`: 1/k ||U^T V||_F^2 of the top subspace with the previous one, from the
       second monitored step on. With data="batch" the two are of different samples.
 
-    Histogram: `ggn/eigenvalues_log10`, of the positive eigenvalues. Figures: `ggn/spectrum`,
+    Histogram: `ggn/eigenvalues_log10`, of the eigenvalues above rounding. Figures: `ggn/spectrum`,
     eigenvalue against index at up to 32 steps; `ggn/layers`, the largest eigenvalue of each
     parameter group over the steps, if there are several.
 
@@ -105,7 +105,7 @@ class GGNSpectrumMonitor(Monitor):
         if "stability_ratio" in found:
             scalars["sharpness_lr"] = found["stability_ratio"]
             limits["sharpness_lr"] = 1.0
-        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues.numel() - determined :].log10()}
         history = self._histories.setdefault(group, History())
         history.add(self._step, eigenvalues)
         return Findings(

@@ -13,6 +13,7 @@ from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
 from lightning_vivit.metrics.functional import trace_kernel
+from lightning_vivit.spectrum import numerical_floor
 
 _DISTANCES = ("distance_first", "distance_previous")
 
@@ -32,8 +33,9 @@ class NTKMonitor(Monitor):
       the first and of the previous monitored step. Kernels compare on the same samples only: not
       with data="batch"; the distance to the previous one from the second monitored step on.
 
-    Histogram: `ntk/eigenvalues_log10`, of the positive eigenvalues. Figures: `ntk/kernel`, cosines
-    between the samples sorted by class; `ntk/spectrum`, eigenvalue against index at up to 32 steps.
+    Histogram: `ntk/eigenvalues_log10`, of the eigenvalues above rounding. Figures: `ntk/kernel`,
+    cosines between the samples sorted by class; `ntk/spectrum`, eigenvalue against index at up to
+    32 steps.
 
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the kernel (shared with other monitors of the same data and
@@ -97,7 +99,8 @@ class NTKMonitor(Monitor):
                 scalars[name] = found[name]
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
-        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
+        floor = numerical_floor(eigenvalues, kernel.dtype)
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > floor].log10()}
         history = self._histories.setdefault(group, History())
         history.add(self._step, eigenvalues)
         targets, title = evaluation.sample_targets(), f"NTK at step {self._step}"

@@ -19,7 +19,7 @@ from lightning_vivit.figures.render import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DECADES = 8  # below the largest eigenvalue; what is smaller is rounding
+DECADES = 7  # below the largest eigenvalue; what is smaller is rounding
 
 
 def draw_spectra(entries: Sequence[tuple[int, Tensor]], title: str = "Eigenvalues") -> Figure:

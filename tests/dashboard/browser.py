@@ -18,19 +18,33 @@ from typing import Any
 import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 90.0  # seconds
+PATIENCE = 45.0  # seconds
 
-# Elements of the page, those in shadow trees too.
+# Elements and words below a node, those in shadow trees too.
 DEEP = """
-const elements = [];
-const walk = node => {
-  for (const child of node.children) {
-    elements.push(child);
-    if (child.shadowRoot) walk(child.shadowRoot);
-    walk(child);
-  }
+const below = (node, name) => {
+  const found = [];
+  const walk = parent => {
+    for (const child of parent.children || []) {
+      if (child.matches(name)) found.push(child);
+      walk(child);
+    }
+    if (parent.shadowRoot) walk(parent.shadowRoot);
+  };
+  walk(node);
+  return found;
 };
-walk(document);
+const words = node => {
+  const found = [];
+  const walk = node => {
+    if (['STYLE', 'SCRIPT', 'TEMPLATE'].includes(node.tagName)) return;
+    if (node.nodeType === 3 && node.data.trim()) found.push(node.data.trim());
+    if (node.shadowRoot) walk(node.shadowRoot);
+    node.childNodes.forEach(walk);
+  };
+  walk(node);
+  return found;
+};
 """
 
 
@@ -56,7 +70,7 @@ class Page:
                 return answer["result"]
 
     def run(self, script: str) -> Any:
-        """Value of the script's last `return`, with `elements` at hand."""
+        """Value of the script's last `return`, with `below` and `words` at hand."""
         found = self.call(
             "Runtime.evaluate",
             expression=f"(() => {{ {DEEP} {script} }})()",
@@ -79,11 +93,7 @@ class Page:
 
     def text(self) -> str:
         """Everything that can be read on the page."""
-        return self.run(
-            "return elements.filter(e => !['STYLE', 'SCRIPT'].includes(e.tagName))"
-            ".flatMap(e => [...e.childNodes, ...(e.shadowRoot ? e.shadowRoot.childNodes : [])])"
-            ".filter(n => n.nodeType === 3).map(n => n.data.trim()).filter(t => t).join('\\n');"
-        )
+        return self.run("return words(document.body).join('\\n');")
 
     def wait(self, what: str, condition: Callable[[], Any]) -> Any:
         """The condition's value once it is true."""

@@ -47,25 +47,12 @@ HISTOGRAMS = {
     "directions/sample_gradient_norms",
     *(f"directions/{name}_{i}" for name in ("gamma", "lambda") for i in range(1, 6)),
 }
+LATE = {  # filled where there is something to say
+    "Gradient noise scale, in samples",
+    "Seconds of a monitored step",
+    "Share of the run's time spent in the monitors",
+}
 IMAGES = {"ggn/spectrum", "directions/samples", "ntk/kernel", "ntk/spectrum"}
-
-# What a card of the older pages says, and what is drawn in it.
-CARDS = """
-const inside = (card, name) => {
-  const found = [];
-  const walk = node => { for (const c of node.children) {
-    if (c.matches(name)) found.push(c);
-    if (c.shadowRoot) walk(c.shadowRoot);
-    walk(c);
-  } };
-  if (card.shadowRoot) walk(card.shadowRoot);
-  walk(card);
-  return found;
-};
-const words = node => [...node.querySelectorAll('*')].concat(
-  node.shadowRoot ? [...node.shadowRoot.querySelectorAll('*')] : []
-).map(e => e.shadowRoot ? e.shadowRoot.textContent : e.textContent).join(' ');
-"""
 
 
 @pytest.fixture(scope="module")
@@ -105,30 +92,98 @@ def keep(page: Page, name: str) -> None:
         page.screenshot(Path(os.environ["PICTURES"]) / f"{name}.png")
 
 
+def open_all(page: Page, card: str) -> int:
+    """Open the categories that are closed; returns the number of cards."""
+    page.run(
+        "below(document, 'tf-category-paginated-view').filter(view => !view.opened)"
+        "  .forEach(view => below(view, 'button.heading')[0].click());"
+    )
+    return page.run(f"return below(document, '{card}').length;")
+
+
 def test_custom_scalars(page: Page, address: str) -> None:
     page.open(f"{address}/#custom_scalars", height=1500)
-    page.wait("a chart", lambda: "Leading eigenvalues of the GGN" in page.text())
-    page.run(  # open the categories that are closed
-        "for (const e of elements) if (e.tagName === 'IRON-COLLAPSE' && !e.opened"
-        " && e.parentNode.querySelector('.heading')) e.parentNode.querySelector('.heading').click();"
-    )
 
-    def charts() -> dict[str, int]:
-        found = page.run(
-            CARDS
-            + "const cards = elements.filter(e =>"
-            " e.tagName === 'TF-CUSTOM-SCALAR-MULTI-LINE-CHART-CARD');"
-            "return Object.fromEntries(cards.map(card => {"
-            "  const heading = inside(card, 'tf-card-heading')[0];"
-            "  const lines = inside(card, 'vz-line-chart2 g.plot path, .plot path, path.line');"
-            "  return [card._titleDisplayString || card.title || heading.displayName,"
-            "    (words(card).match(/Matches \\\\((\\\\d+)\\\\)/) || [0, 0])[1]"
-            "      * (lines.filter(p => (p.getAttribute('d') || '').length > 20).length > 0)];"
-            "}));"
+    def categories() -> dict[str, bool]:
+        return page.run(
+            "return Object.fromEntries(below(document, 'tf-category-paginated-view').map("
+            "  view => [words(view)[0], view.opened]));"
         )
-        return {title: int(count) for title, count in found.items()}
 
-    page.wait("data in all charts", lambda: CHARTS.items() <= charts().items())
-    for category in ("Curvature", "Directions", "Kernel", "Gradients", "Cost"):
-        assert category in page.text().splitlines()
+    def lines() -> dict[str, int]:
+        """Title of each chart -> number of its lines that are more than a point."""
+        return page.run(
+            "const cards = below(document, 'tf-custom-scalar-multi-line-chart-card');"
+            "return Object.fromEntries(cards.map(card => [words(card)[0],"
+            "  below(card, 'path.line').filter(p => p.getAttribute('d').length > 40).length]));"
+        )
+
+    page.wait("the categories", lambda: len(categories()) == 5)
+    assert list(categories()) == ["Curvature", "Directions", "Kernel", "Gradients", "Cost"]
+    assert all(categories().values())
+    # each series has two lines, as measured and smoothed
+    page.wait(
+        "data in the charts",
+        lambda: all(lines().get(title, 0) >= 2 * count for title, count in CHARTS.items()),
+    )
+    assert not {title for title in lines() if title not in CHARTS} - LATE
     keep(page, "custom_scalars")
+
+
+def test_histograms(page: Page, address: str) -> None:
+    page.open(f"{address}/#histograms", height=3000)
+
+    def drawn() -> set[str]:
+        found = page.run(
+            "return below(document, 'tf-histogram-loader').filter(card => below(card, 'path')"
+            "  .some(p => (p.getAttribute('d') || '').length > 200)).map(card => words(card)[0]);"
+        )
+        return set(found)
+
+    page.wait("the cards", lambda: open_all(page, "tf-histogram-loader") >= len(HISTOGRAMS))
+    page.wait("all histograms", lambda: drawn() >= HISTOGRAMS)
+    page.open(f"{address}/#histograms&tagFilter=ggn%7Cntk%7C_1%7Cnorms", height=1000)
+    page.wait("the chosen histograms", lambda: "ntk/eigenvalues_log10" in drawn())
+    keep(page, "histograms")
+
+
+def test_images(page: Page, address: str) -> None:
+    page.open(f"{address}/#images", height=1500)
+
+    def loaded() -> dict[str, list[int]]:
+        return page.run(
+            "return Object.fromEntries(below(document, 'tf-image-loader').map(card => ["
+            "  words(card)[0], below(card, 'img').map(i => i.complete ? i.naturalWidth : 0)]));"
+        )
+
+    page.wait("the cards", lambda: open_all(page, "tf-image-loader") >= len(IMAGES))
+    page.wait("the pictures", lambda: all(loaded().get(name, [0])[0] > 400 for name in IMAGES))
+    assert set(loaded()) == IMAGES
+    keep(page, "images")
+
+
+def test_time_series(page: Page, address: str) -> None:
+    chosen = ["ggn/sharpness_lr", "ggn/eigenvalue_1", "ntk/alignment", "ntk/kernel", "train/loss"]
+    query = "%7C".join(f"^{name}$" for name in chosen)
+    page.open(f"{address}/?tagFilter={query}#timeseries", height=2600)
+
+    def cards() -> dict[str, str]:
+        """Tag of each card -> everything that it says."""
+        return page.run(
+            "return Object.fromEntries(below(document, 'card-view').map(card => words(card))"
+            "  .filter(said => said.length).map(said => [said[0] + said[1], said.join(' ')]));"
+        )
+
+    page.wait("the cards", lambda: set(cards()) == set(chosen))
+    pictures = "return below(document, 'image-card img').map(i => i.naturalWidth);"
+    page.wait("the picture", lambda: page.run(pictures) and page.run(pictures)[0] > 400)
+    canvases = "return below(document, 'scalar-card canvas').length;"
+    page.wait("the charts", lambda: page.run(canvases) == 4)
+    runs = page.wait("the runs", lambda: "digits/version_0/limits" in cards()["ggn/sharpness_lr"])
+    assert runs
+    for tag in chosen:
+        assert "digits/version_0" in cards()[tag], tag
+        assert re.search(r"\d", cards()[tag]), tag
+    page.open(f"{address}/?tagFilter={query}#timeseries", height=1100)
+    page.wait("the charts", lambda: page.run(canvases) >= 2 and "ggn/sharpness_lr" in cards())
+    keep(page, "time_series")
