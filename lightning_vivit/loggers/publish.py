@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_vivit.loggers.dashboard import Chart
 from lightning_vivit.loggers.report import Report
@@ -48,12 +49,21 @@ def publish(trainer: Trainer, report: Report) -> None:
 def lay_out(trainer: Trainer, charts: Sequence[Chart]) -> None:
     """Give the charts of all monitors to the loggers that have a page for them.
 
+    A logger that cannot take them loses its charts, and the run goes on.
+
     Args:
         trainer: The Trainer that runs.
         charts: Of all its monitors, since a second layout would replace the first.
     """
     for logger in trainer.loggers:
-        writer_for(logger).lay_out(charts)
+        try:
+            writer_for(logger).lay_out(charts)
+        except Exception as error:
+            rank_zero_warn(
+                f"{type(logger).__name__} has no charts of the monitors: their layout could not be "
+                f"written. {type(error).__name__}: {error}",
+                category=RuntimeWarning,
+            )
 
 
 def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 45.0  # seconds
+PATIENCE = 90.0  # seconds
 
 # Elements and words below a node, those in shadow trees too.
 DEEP = """
@@ -150,11 +150,11 @@ def browser(folder: Path) -> Iterator[Page]:
 @contextmanager
 def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
     """Address of a TensorBoard over the logs, on loopback and a free port."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs.name]
     command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", "false"]
     command += ["--samples_per_plugin", "images=100"]
     log = folder / "tensorboard.log"
-    with process(command, log) as running:
+    with process(command, log, logs.parent) as running:
         wait_until(lambda: "http://127.0.0.1:" in log.read_text(), running)
         port = log.read_text().split("http://127.0.0.1:")[1].split("/")[0]
         address = f"http://127.0.0.1:{port}"
@@ -164,11 +164,13 @@ def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], log: Path, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "BROWSER": "none"}
     with log.open("wb") as output:
         running = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder
         )
         try:
             yield running

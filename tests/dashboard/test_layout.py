@@ -31,7 +31,9 @@ def monitors(**options) -> list[Monitor]:
     ]
 
 
-def fit(root: Path, *callbacks: pl.Callback, steps: int = 3, prefix: str = "") -> Path:
+def fit(
+    root: Path, *callbacks: pl.Callback, steps: int = 3, prefix: str = "", epochs: int | None = None
+) -> Path:
     """Train on digits; returns the log directory."""
     torch.manual_seed(0)
     logger = TensorBoardLogger(root, name="run", version="0", prefix=prefix)
@@ -39,6 +41,7 @@ def fit(root: Path, *callbacks: pl.Callback, steps: int = 3, prefix: str = "") -
         accelerator="cpu",
         devices=1,
         max_steps=steps,
+        max_epochs=epochs,
         limit_val_batches=0,
         logger=logger,
         callbacks=list(callbacks),
@@ -47,7 +50,8 @@ def fit(root: Path, *callbacks: pl.Callback, steps: int = 3, prefix: str = "") -
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        for kind in (UserWarning, DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         trainer.fit(DigitsClassifier(width=2), DigitsDataModule(batch_size=16))
     return root / "run" / "0"
 
@@ -126,6 +130,15 @@ def test_layout_of_the_user_is_kept(tmp_path):
     folder = fit(tmp_path, *monitors(steps=[0]), Own())
     assert len(read(folder).Tensors("custom_scalars__config__")) == 1
     assert len(written_layouts(folder)) == 1
+
+
+def test_charts_that_cannot_be_written_do_not_end_the_run(tmp_path):
+    folder = tmp_path / "run" / "0"
+    folder.mkdir(parents=True)
+    (folder / "limits").write_text("a file in the way")
+    with pytest.warns(RuntimeWarning, match="TensorBoardLogger has no charts"):
+        fit(tmp_path, NTKMonitor(k=2, steps=[0], max_samples=8, on_error="raise"))
+    assert "ntk/trace" in read(folder).Tags()["scalars"]
 
 
 def test_limit_is_a_line_in_the_chart_of_the_sharpness(tmp_path):
