@@ -100,8 +100,9 @@ def _set_signed_scale(axes: Axes, columns: np.ndarray) -> None:
         return
     power = math.floor(math.log10(middle))
     threshold = 10.0**power
-    axes.set_yscale("symlog", linthresh=threshold, linscale=0.6)
     last = max(power, math.floor(math.log10(largest)))
+    room = max(0.6, 0.4 * (last - power))  # for the labels about zero
+    axes.set_yscale("symlog", linthresh=threshold, linscale=room)
     powers = range(power, last + 1, -(-(last - power + 1) // 4))
     ticks = [sign * 10.0**p for p in powers for sign in (-1, 1)]
     axes.yaxis.set_major_locator(FixedLocator([*ticks, 0.0]))

@@ -105,9 +105,11 @@ class Page:
             time.sleep(0.3)
         raise AssertionError(f"{what}: not there after {PATIENCE} s. The page says: {self.text()}")
 
-    def screenshot(self, path: Path) -> None:
-        data = self.call("Page.captureScreenshot", format="png")["data"]
-        path.write_bytes(base64.b64decode(data))
+    def picture(self, clip: dict[str, float] | None = None) -> bytes:
+        """PNG of what is visible, or of a part of it."""
+        options = {} if clip is None else {"clip": clip}
+        data = self.call("Page.captureScreenshot", format="png", **options)["data"]
+        return base64.b64decode(data)
 
 
 def find_browser() -> str:
