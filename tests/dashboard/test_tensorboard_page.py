@@ -18,7 +18,7 @@ import yaml
 from browser import Page, browser, tensorboard
 from matplotlib.image import imread
 
-pytestmark = [pytest.mark.browser, pytest.mark.long]
+pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
 CHARTS = {
