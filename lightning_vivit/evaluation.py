@@ -109,7 +109,9 @@ def evaluate(
                 seen = basis.to(small)
                 weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
                 blocks[group] = Block(names, None, weighted)
-    return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused, basis)
+    return Evaluation(
+        recording, layout, loss, root, gradient, blocks, kernels, structure.unused, basis
+    )
 
 
 def _session(backend: str, columns: str) -> BackpackSession | None:

@@ -71,12 +71,17 @@ def _named_groups(kind: str, parameters: Mapping[str, nn.Parameter]) -> dict[str
     if kind == "parameter":
         return {name: [name] for name in parameters}
     if kind == "layer":
-        layers: dict[str, list[str]] = {}
-        for name in parameters:
-            layer = name.split(".parametrizations.")[0].rpartition(".")[0]
-            layers.setdefault(layer or "root", []).append(name)
-        return layers
+        return layers_of(parameters)
     raise OptionError(f"Unknown parameter group {kind!r}. {_SUPPORTED}")
+
+
+def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Module name -> names of its own parameters; those of the model itself are in ``root``."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layer = name.split(".parametrizations.")[0].rpartition(".")[0]
+        layers.setdefault(layer or "root", []).append(name)
+    return layers
 
 
 def _match(entry: GroupEntry, group: str, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:

@@ -53,6 +53,7 @@ class Evaluation:
         layout: SampleLayout,
         loss: SampleLoss | None,
         root: Tensor | None,
+        gradient: Tensor | None,
         blocks: dict[str, Block],
         kernels: Kernels,
         unused: Sequence[str],
@@ -63,6 +64,7 @@ class Evaluation:
         self._live_outputs = recording.outputs
         self._layout = layout
         self._root = root
+        self._gradient = gradient  # [N, D] of the samples' losses in the outputs
         self._blocks = blocks
         self._plan = kernels.plan
         self._basis = basis
@@ -232,6 +234,24 @@ class Evaluation:
         """Squared norm of the loss's gradient with respect to the group, scalar."""
         weighted, scale = self._weighted(group)
         return weighted[:, -1, :, -1].sum() * scale**2
+
+    def gradient(self, group: str = "all") -> dict[str, Tensor]:
+        """Gradient of the loss with respect to the group, as this evaluation saw it.
+
+        Args:
+            group: Parameter group.
+
+        Returns:
+            Parameter name -> gradient [*shape]. Costs one backward pass.
+
+        Raises:
+            OptionError: Unknown group, or the problem has no loss.
+        """
+        self._block(group)
+        if self._gradient is None or self.scale is None:
+            raise OptionError(_NO_LOSS)
+        found = self._vector_jacobian(group, (self._gradient * self.scale).unsqueeze(2))
+        return {name: part[0] for name, part in found.items()}
 
     def gradient_norms(self, group: str = "all") -> Tensor:
         """Norms of the per-sample gradients g_n with respect to the group, [N].

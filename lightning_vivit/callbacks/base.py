@@ -21,7 +21,18 @@ from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.evaluation import BACKENDS, Evaluation
-from lightning_vivit.loggers import Findings, Report, publish, set_callback_metrics, x_axis_step
+from lightning_vivit.loggers import (
+    Chart,
+    Draw,
+    Findings,
+    Panel,
+    Report,
+    lay_out,
+    publish,
+    set_callback_metrics,
+    x_axis_step,
+)
+from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
@@ -29,6 +40,7 @@ References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name ->
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GROUPINGS = ("all", "layer", "parameter")
 COST_KEYS = ("cost/seconds", "cost/overhead")  # of a monitored step; share of wall-clock
+FIGURE_GROUPS = 4  # with more parameter groups, only figures over all of them
 MAX_STATE_BYTES = 64 * 2**20  # larger tensors stay out of checkpoints
 
 
@@ -63,6 +75,9 @@ class Monitor(Callback):
         backend: "autograd" works for any architecture, "backpack" extends a copy of the module
             with BackPACK and refuses what BackPACK cannot do, "auto" takes the faster one that is
             safe.
+        figures: Whether to draw pictures for loggers that show them. With more than 4 parameter
+            groups, only those over all groups.
+        figures_every: Draw at each n-th monitored step, from the first one on.
         probe: A batch to look at, or a callable that returns one.
         schedule: Called with each step, returns whether to compute.
         problem: Called with the module and the batch, returns the `Problem` to look at in place of
@@ -82,6 +97,7 @@ class Monitor(Callback):
     """
 
     section: str  # first part of every key
+    panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
 
@@ -100,6 +116,8 @@ class Monitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "",
         backend: Literal["auto", "autograd", "backpack"] = "auto",
+        figures: bool = True,
+        figures_every: int = 5,
         probe: Any = None,
         schedule: Callable[[int], bool] | None = None,
         problem: ProblemFactory | None = None,
@@ -130,6 +148,8 @@ class Monitor(Callback):
         self.on_error = on_error
         self.prefix = prefix
         self.backend = backend
+        self.figures = figures
+        self.figures_every = require_integer("figures_every", figures_every, lowest=1)
         self.problem = problem
         self.replay_dtype = replay_dtype
         self.max_overhead = require_share("max_overhead", max_overhead)
@@ -141,6 +161,7 @@ class Monitor(Callback):
     def _start_over(self) -> None:
         self._step = -1  # the last step that the schedule was asked about
         self._measured = False  # whether a step of this run was measured
+        self._looks = 0  # monitored steps since the start or the resume
         self._stopped = False
         self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
@@ -157,6 +178,15 @@ class Monitor(Callback):
 
     def forget(self) -> None:
         """Forget what later steps are compared with; a new run starts."""
+
+    def overview(self) -> dict[str, Draw]:
+        """Figures over all parameter groups, after each group was measured."""
+        return {}
+
+    def charts(self) -> list[Chart]:
+        """The charts that show this monitor's keys."""
+        grouped = self.param_groups != "all" and len(self.param_groups) != 1
+        return charts((*self.panels, *COST), self.section, self.prefix, grouped)
 
     def references(self) -> References:
         """Tensors that later steps are compared with, for checkpoints."""
@@ -217,8 +247,12 @@ class Monitor(Callback):
                 monitor._session = session
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; bring back the last values of a resumed run for callbacks."""
+        """Start the clock, lay out the dashboards, bring back a resumed run's last values."""
         self._session.pacer.start()
+        if self._session.last is self:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+            lay_out(trainer, [chart for monitor in monitors for chart in monitor.charts()])
         set_callback_metrics(trainer, self._values)
 
     def on_train_batch_start(
@@ -337,10 +371,17 @@ class Monitor(Callback):
 
     def _report(self, evaluation: Evaluation) -> Report:
         report = Report(self._step, monitor=f"{self.prefix}{self.section}")
+        drawn = self.figures and self._looks % self.figures_every == 0
+        self._looks += 1
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
             for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
                 self._claim(key)
+        if not drawn or len(evaluation.groups) > FIGURE_GROUPS:
+            report.figures.clear()
+        if drawn:
+            place = f"{self.prefix}{self.section}"
+            report.figures.update({f"{place}/{n}": draw for n, draw in self.overview().items()})
         return report
 
     def _claim(self, key: str) -> None:

@@ -11,8 +11,10 @@ from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation
-from lightning_vivit.loggers import Findings
-from lightning_vivit.metrics import DirectionStatistics
+from lightning_vivit.figures import draw_directions
+from lightning_vivit.groups import layers_of
+from lightning_vivit.loggers import Findings, Panel
+from lightning_vivit.metrics import DirectionStatistics, GradientStatistics
 
 
 class DirectionalDerivativesMonitor(Monitor):
@@ -27,16 +29,22 @@ class DirectionalDerivativesMonitor(Monitor):
       samples. Far below 1 / (number of samples) the direction is dominated by noise.
     - `directions/newton_step_i`: -slope / (curvature + damping), the best step along the direction.
 
-    With gradients=True also, at no further cost:
+    With gradients=True also, at the cost of one backward pass, with g_n a sample's gradient:
 
     - `directions/gradient_norm`: norm of the loss's gradient.
     - `directions/sample_gradient_norm`: mean norm of the per-sample gradients.
     - `directions/gradient_variance`: total variance of the per-sample gradients.
+    - `directions/noise_scale`: simple noise scale tr Sigma / |g|^2 (McCandlish et al., 2018), the
+      batch size at which noise and signal of a step are equally large. Left out where the samples
+      show no signal above chance; it is then about the number of samples or more.
+    - `directions/layer_gradient_norm/<layer>`: norm of the loss's gradient in each layer, if the
+      monitor's parameter group has several.
 
     A direction whose eigenvalue vanishes is not determined by the batch and is left out.
 
     Histograms: `directions/gamma_i`, `directions/lambda_i`, over the samples; with gradients=True
-    also `directions/sample_gradient_norms`.
+    also `directions/sample_gradient_norms`. Figure: `directions/samples`, every sample's slope and
+    curvature along the leading directions.
 
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the N C x N C Gram matrix (shared with other monitors of the same
@@ -46,13 +54,27 @@ class DirectionalDerivativesMonitor(Monitor):
     Args:
         k: How many leading directions to look at.
         damping: Added to the curvature in the Newton step.
-        gradients: Whether to log norms and variance of the per-sample gradients too.
+        gradients: Whether to log norms, variance and noise scale of the gradients too.
         mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
             Monte Carlo columns for each sample, which is cheaper for many outputs.
         **options: Those of `Monitor`.
     """
 
     section = "directions"
+    panels: tuple[Panel, ...] = (
+        Panel("Directions", "Signal to noise of the slopes, per sample", ("gamma_snr_i",)),
+        Panel("Directions", "Signal to noise of the curvatures, per sample", ("lambda_snr_i",)),
+        Panel("Directions", "Share of the gradient in the top directions", ("gradient_share",)),
+        Panel("Directions", "Mean slope", ("gamma_mean_i",)),
+        Panel("Directions", "Mean curvature", ("lambda_mean_i",)),
+        Panel("Directions", "Newton step", ("newton_step_i",)),
+    )
+    gradient_panels = (
+        Panel("Gradients", "Gradient norm", ("gradient_norm", "sample_gradient_norm")),
+        Panel("Gradients", "Gradient noise scale, in samples", ("noise_scale",)),
+        Panel("Gradients", "Variance of the per-sample gradients", ("gradient_variance",)),
+    )
+    layer_panels = (Panel("Gradients", "Gradient norm of each layer", ("layer_gradient_norm/*",)),)
 
     def __init__(
         self,
@@ -68,6 +90,10 @@ class DirectionalDerivativesMonitor(Monitor):
             raise OptionError(f"damping has to be a number >= 0, got {damping!r}.")
         self.damping = float(damping)
         self.gradients = gradients
+        if gradients:
+            self.panels += self.gradient_panels
+            if self.param_groups not in ("layer", "parameter"):
+                self.panels += self.layer_panels
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
@@ -103,10 +129,33 @@ class DirectionalDerivativesMonitor(Monitor):
             histograms[f"gamma_{i + 1}"] = gammas[:, i] * uphill[i]
             histograms[f"lambda_{i + 1}"] = lambdas[:, i]
         if self.gradients:
-            norms = evaluation.gradient_norms(group)
-            scalars["gradient_norm"] = evaluation.gradient_norm_squared(group).sqrt()
-            scalars["sample_gradient_norm"] = norms.mean()
-            scalars["gradient_variance"] = evaluation.gradient_variance(group)
-            histograms["sample_gradient_norms"] = norms
-        arrays = {"gammas": gammas * uphill, "lambdas": lambdas}  # [N, k]
-        return Findings(scalars, histograms, arrays=arrays)
+            scalars |= _gradient_statistics(evaluation, group)
+            histograms["sample_gradient_norms"] = evaluation.gradient_norms(group)
+        slopes, title = gammas * uphill, f"Samples at step {self._step}"
+        return Findings(
+            scalars,
+            histograms,
+            figures={"samples": lambda: draw_directions(slopes, lambdas, title)},
+            arrays={"gammas": slopes, "lambdas": lambdas},  # [N, k]
+        )
+
+
+def _gradient_statistics(evaluation: Evaluation, group: str) -> dict[str, float | Tensor]:
+    squared = evaluation.gradient_norm_squared(group)
+    assert evaluation.scale is not None  # there are directions, so there is a loss
+    mean_squared = squared / (evaluation.scale * evaluation.num_samples) ** 2
+    found = GradientStatistics()(evaluation.gradient_norms(group), mean_squared)
+    scalars: dict[str, float | Tensor] = {
+        "gradient_norm": squared.sqrt(),
+        "sample_gradient_norm": found["sample_norm"],
+        "gradient_variance": evaluation.gradient_variance(group),
+    }
+    if bool(found["noise_scale"].isfinite()):
+        scalars["noise_scale"] = found["noise_scale"]
+    layers = layers_of(evaluation.groups[group])
+    if len(layers) > 1:
+        gradient = evaluation.gradient(group)
+        for layer, names in layers.items():
+            parts = torch.stack([torch.linalg.vector_norm(gradient[name]) for name in names])
+            scalars[f"layer_gradient_norm/{layer}"] = torch.linalg.vector_norm(parts)
+    return scalars

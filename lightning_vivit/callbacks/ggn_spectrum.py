@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -12,8 +14,12 @@ from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
 from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.evaluation import Evaluation
-from lightning_vivit.loggers import Findings
+from lightning_vivit.figures import History, draw_layers, draw_spectra
+from lightning_vivit.loggers import Draw, Findings, Panel
 from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class GGNSpectrumMonitor(Monitor):
@@ -31,7 +37,9 @@ class GGNSpectrumMonitor(Monitor):
     - `ggn/subspace_overlap`: 1/k ||U^T V||_F^2 of the top subspace with the previous one, from the
       second monitored step on. With data="batch" the two are of different samples.
 
-    Histogram: `ggn/eigenvalues_log10`, of the positive eigenvalues.
+    Histogram: `ggn/eigenvalues_log10`, of the eigenvalues above rounding. Figures: `ggn/spectrum`,
+    eigenvalue against index at up to 32 steps; `ggn/layers`, the largest eigenvalue of each
+    parameter group over the steps, if there are several.
 
     Cost of a monitored step with N samples of C outputs: one forward pass, C backward passes in one
     batch and the contraction to the N C x N C Gram matrix (shared with other monitors of the same
@@ -47,6 +55,13 @@ class GGNSpectrumMonitor(Monitor):
     """
 
     section = "ggn"
+    panels = (
+        Panel("Curvature", "Learning rate x sharpness / limit, stable below 1", ("sharpness_lr",)),
+        Panel("Curvature", "Leading eigenvalues of the GGN", ("eigenvalue_i",)),
+        Panel("Curvature", "Trace of the GGN", ("trace",)),
+        Panel("Curvature", "Effective rank of the GGN", ("effective_rank",)),
+        Panel("Directions", "Overlap with the previous top subspace", ("subspace_overlap",)),
+    )
 
     def __init__(
         self, k: int = 10, overlap: bool = True, mc_samples: int = 0, **options: Any
@@ -62,8 +77,9 @@ class GGNSpectrumMonitor(Monitor):
         return {**super().options(), "overlap": self.overlap}
 
     def forget(self) -> None:
-        """Forget the previous subspaces."""
+        """Forget the previous subspaces, and the steps of the figures."""
         self._subspaces = {}
+        self._histories: dict[str, History] = {}
 
     def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
         """Note the learning rates."""
@@ -86,11 +102,32 @@ class GGNSpectrumMonitor(Monitor):
         found = SpectrumStatistics()(eigenvalues, learning_rate, momentum)
         scalars = {f"eigenvalue_{i}": value for i, value in enumerate(top, start=1)}
         scalars |= {"trace": found["trace"], "effective_rank": found["effective_rank"]}
+        limits = {}
         if "stability_ratio" in found:
             scalars["sharpness_lr"] = found["stability_ratio"]
-        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
-        arrays = {"eigenvalues": eigenvalues}
-        return Findings({**scalars, **subspace}, histograms, arrays=arrays)
+            limits["sharpness_lr"] = 1.0
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues.numel() - determined :].log10()}
+        history = self._histories.setdefault(group, History())
+        history.add(self._step, eigenvalues)
+        return Findings(
+            {**scalars, **subspace},
+            histograms,
+            figures={"spectrum": lambda: draw_spectra(history.entries(), "GGN eigenvalues")},
+            arrays={"eigenvalues": eigenvalues},
+            limits=limits,
+        )
+
+    def overview(self) -> dict[str, Draw]:
+        """The largest eigenvalues of several groups over the steps."""
+        return {"layers": self._draw_layers} if len(self._histories) > 1 else {}
+
+    def _draw_layers(self) -> Figure:
+        entries = {group: dict(history.entries()) for group, history in self._histories.items()}
+        steps = sorted({step for found in entries.values() for step in found})
+        nothing = torch.tensor([torch.nan])
+        values = [[float(e.get(step, nothing).max()) for step in steps] for e in entries.values()]
+        title = "Largest GGN eigenvalues"
+        return draw_layers(list(entries), steps, np.array(values), title)
 
     def _compare(self, evaluation: Evaluation, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)

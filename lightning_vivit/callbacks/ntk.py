@@ -12,10 +12,15 @@ from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
 from lightning_vivit.callbacks.session import Request
 from lightning_vivit.evaluation import Evaluation
-from lightning_vivit.loggers import Findings
+from lightning_vivit.figures import History, draw_kernel, draw_spectra
+from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
+from lightning_vivit.metrics.functional import trace_kernel
 from lightning_vivit.output_evaluation import OutputEvaluation
 from lightning_vivit.output_kernels import OutputKernel
+from lightning_vivit.spectrum import numerical_floor
+
+_DISTANCES = ("distance_first", "distance_previous")
 
 
 class NTKMonitor(Monitor):
@@ -33,7 +38,9 @@ class NTKMonitor(Monitor):
       the first and of the previous monitored step. Kernels compare on the same samples only: not
       with data="batch"; the distance to the previous one from the second monitored step on.
 
-    Histogram: `ntk/eigenvalues_log10`, of the positive eigenvalues.
+    Histogram: `ntk/eigenvalues_log10`, of the eigenvalues above rounding. Figures: `ntk/kernel`,
+    cosines between the samples sorted by class; `ntk/spectrum`, eigenvalue against index at up to
+    32 steps.
 
     - `ntk/relative_error`: norm of the kernel's standard errors over that of the kernel, with
       mode="projected".
@@ -61,6 +68,14 @@ class NTKMonitor(Monitor):
     """
 
     section = "ntk"
+    panels = (
+        Panel("Kernel", "Alignment with the labels", ("alignment",)),
+        Panel("Kernel", "Distance to the first and the previous kernel", _DISTANCES),
+        Panel("Kernel", "Condition number of the NTK", ("condition_number",)),
+        Panel("Kernel", "Effective rank of the NTK", ("effective_rank",)),
+        Panel("Kernel", "Leading eigenvalues of the NTK", ("eigenvalue_i",)),
+        Panel("Kernel", "Trace of the NTK", ("trace",)),
+    )
 
     def __init__(
         self,
@@ -91,8 +106,9 @@ class NTKMonitor(Monitor):
         return replace(super()._request(), output_kernel=self._wanted)
 
     def forget(self) -> None:
-        """Forget the first and the previous kernels."""
+        """Forget the first and the previous kernels, and the steps of the figures."""
         self._drifts = {}
+        self._histories: dict[str, History] = {}
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
         """Spectrum, alignment and drift of one group's kernel."""
@@ -113,8 +129,20 @@ class NTKMonitor(Monitor):
                 scalars["relative_error"] = error.norm() / kernel.norm()
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
-        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > 0].log10()}
-        return Findings(scalars, histograms, arrays={"kernel": kernel, "eigenvalues": eigenvalues})
+        floor = numerical_floor(eigenvalues, kernel.dtype)
+        histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > floor].log10()}
+        history = self._histories.setdefault(group, History())
+        history.add(self._step, eigenvalues)
+        targets, title = evaluation.sample_targets(), f"NTK at step {self._step}"
+        return Findings(
+            scalars,
+            histograms,
+            figures={
+                "kernel": lambda: draw_kernel(trace_kernel(kernel), targets, title),
+                "spectrum": lambda: draw_spectra(history.entries(), "NTK eigenvalues"),
+            },
+            arrays={"kernel": kernel, "eigenvalues": eigenvalues},
+        )
 
     def _compare(self, kernel: Tensor, group: str) -> dict[str, Tensor]:
         metric = self._drifts.setdefault(group, KernelDrift())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,10 +15,11 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vivit.loggers.comet import CometWriter
 from lightning_vivit.loggers.csv import CSVWriter
+from lightning_vivit.loggers.dashboard import Chart
 from lightning_vivit.loggers.mlflow import MLFlowWriter
 from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
@@ -79,6 +81,26 @@ def _tell_missing(trainer: Trainer, logger: Logger, missing: tuple[str, ...]) ->
             f"{type(logger).__name__} gets the scalars of the monitors, but it shows no "
             f"{' and no '.join(missing)}. TensorBoardLogger, WandbLogger and CometLogger do."
         )
+
+
+def lay_out(trainer: Trainer, charts: Sequence[Chart]) -> None:
+    """Give the charts of all monitors to the loggers that have a page for them.
+
+    A logger that cannot take them loses its charts, and the run goes on.
+
+    Args:
+        trainer: The Trainer that runs.
+        charts: Of all its monitors, since a second layout would replace the first.
+    """
+    for logger in trainer.loggers:
+        try:
+            writer_for(logger).lay_out(charts)
+        except Exception as error:
+            rank_zero_warn(
+                f"{type(logger).__name__} has no charts of the monitors: their layout could not be "
+                f"written. {type(error).__name__}: {error}",
+                category=RuntimeWarning,
+            )
 
 
 def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:

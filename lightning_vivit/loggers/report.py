@@ -26,12 +26,14 @@ class Findings:
         histograms: Samples, not bins.
         figures: Functions that draw.
         arrays: Raw results for the user's own code and for dumps.
+        limits: Name of a scalar -> the value that it is read against.
     """
 
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, Draw] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Report:
         figures: Key -> function that draws.
         arrays: Key -> raw tensor.
         monitor: Who reports, the first part of its keys; names its files.
+        limits: Key of a scalar -> the value that it is read against.
     """
 
     step: int
@@ -53,6 +56,7 @@ class Report:
     figures: dict[str, Draw] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
     monitor: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
 
     def add(self, path: str, findings: Findings) -> Iterator[str]:
         """Take the findings under ``path/name``; yields the keys of the scalars."""
@@ -63,6 +67,7 @@ class Report:
         self.histograms.update(_under(path, findings.histograms))
         self.figures.update(_under(path, findings.figures))
         self.arrays.update(_under(path, findings.arrays))
+        self.limits.update(_under(path, findings.limits))
 
 
 def _under(path: str, named: dict[str, _T]) -> dict[str, _T]:

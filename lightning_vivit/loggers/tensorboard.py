@@ -1,24 +1,66 @@
-"""TensorBoard: scalars and histograms."""
+"""TensorBoard: scalars, histograms, figures and the charts of the custom scalars page.
+
+A run has one layout of its custom scalars page, and a second one replaces it. So that the user's
+own stays, ours lies in the sub-run `limits`, whose layout TensorBoard merges with the run's. The
+same sub-run draws the limits that scalars are read against as lines into their charts.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
 
+from lightning_vivit.figures.render import to_pixels
+from lightning_vivit.loggers.dashboard import Chart, layout
 from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 BINS = 50
+SUB_RUN = "limits"
+
+_SUB_RUNS: WeakKeyDictionary[TensorBoardLogger, SummaryWriter] = WeakKeyDictionary()
 
 
 class TensorBoardWriter(LogWriter):
-    """Adds a report's histograms to the scalars."""
+    """Adds a report's histograms, figures and limits to the scalars."""
 
     logger: TensorBoardLogger
     shows = ("histograms", "figures")
 
+    @rank_zero_only
+    def lay_out(self, charts: Sequence[Chart]) -> None:
+        """Write the charts of the custom scalars page."""
+        sub_run = self._sub_run()
+        sub_run.add_custom_scalars(layout(charts, self._with_prefix("")))
+        sub_run.flush()
+
     def write(self, report: Report) -> None:
-        """Write scalars, and the histograms that have finite values."""
+        """Write scalars, histograms of finite values, limits and figures."""
+        self._write_histograms(report)
+        self._write_limits(report)
+        super().write(report)
+        if report.figures:
+            self._write_figures(report)
+            self.logger.save()
+
+    @rank_zero_only
+    def _write_figures(self, report: Report) -> None:
+        for name, draw in report.figures.items():
+            self.logger.experiment.add_image(
+                self._with_prefix(name),
+                to_pixels(draw()),
+                global_step=report.step,
+                dataformats="HWC",
+            )
+
+    @rank_zero_only
+    def _write_histograms(self, report: Report) -> None:
         for name, values in report.histograms.items():
             flat = values.detach().flatten().to("cpu", torch.float64)
             flat = flat[flat.isfinite()]
@@ -26,4 +68,18 @@ class TensorBoardWriter(LogWriter):
                 self.logger.experiment.add_histogram(
                     self._with_prefix(name), flat.numpy(), global_step=report.step, bins=BINS
                 )
-        super().write(report)
+
+    @rank_zero_only
+    def _write_limits(self, report: Report) -> None:
+        if report.limits:
+            sub_run = self._sub_run()
+            for name, value in report.limits.items():
+                sub_run.add_scalar(self._with_prefix(name), value, report.step)
+            sub_run.flush()
+
+    def _sub_run(self) -> SummaryWriter:
+        known = _SUB_RUNS.get(self.logger)
+        if known is None:
+            folder = os.path.join(self.logger.experiment.log_dir, SUB_RUN)
+            known = _SUB_RUNS[self.logger] = SummaryWriter(folder)
+        return known

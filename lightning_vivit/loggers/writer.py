@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from lightning.pytorch.loggers import Logger
 
+from lightning_vivit.loggers.dashboard import Chart
 from lightning_vivit.loggers.report import Report
 
 PICTURES = ("histograms", "figures")  # what a report has for loggers beside the scalars
@@ -25,6 +27,9 @@ class LogWriter:
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
+
+    def lay_out(self, charts: Sequence[Chart]) -> None:
+        """Take the charts that show the monitors' keys; for loggers that have such a page."""
 
     def write(self, report: Report) -> None:
         """Write a report now: monitored steps are rare, and people watch the run."""

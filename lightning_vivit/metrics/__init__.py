@@ -6,11 +6,13 @@ the values of that call; the `functional` module holds the same computations wit
 
 from lightning_vivit.metrics import functional
 from lightning_vivit.metrics.directions import DirectionStatistics
+from lightning_vivit.metrics.gradients import GradientStatistics
 from lightning_vivit.metrics.kernel import KernelDrift, KernelStatistics
 from lightning_vivit.metrics.spectrum import SpectrumStatistics, SubspaceOverlap
 
 __all__ = [
     "DirectionStatistics",
+    "GradientStatistics",
     "KernelDrift",
     "KernelStatistics",
     "SpectrumStatistics",

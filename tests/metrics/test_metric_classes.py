@@ -31,9 +31,15 @@ UPDATES = {
     metrics.DirectionStatistics: [(GAMMAS, LAMBDAS, 1 / 3, 20.0), (LAMBDAS, GAMMAS**2, 1.0, 900.0)],
     metrics.KernelStatistics: [(KERNEL, TARGETS), (KERNEL @ KERNEL, TARGETS)],
     metrics.KernelDrift: [(KERNEL,), (KERNEL @ KERNEL,)],
+    metrics.GradientStatistics: [(LAMBDAS[:, 1], 30.0), (LAMBDAS[:, 0], 4.5)],
 }
 CLASSES = list(UPDATES)
-MEANS = [metrics.SpectrumStatistics, metrics.DirectionStatistics, metrics.KernelStatistics]
+MEANS = [
+    metrics.SpectrumStatistics,
+    metrics.DirectionStatistics,
+    metrics.KernelStatistics,
+    metrics.GradientStatistics,
+]
 MEMORIES = [metrics.SubspaceOverlap, metrics.KernelDrift]
 
 
@@ -108,6 +114,15 @@ def test_slopes_of_other_samples_need_their_scale():
         metric(GAMMAS[:2], LAMBDAS, 1 / 3, 20.0)
 
 
+def test_gradient_values_are_those_of_the_functions():
+    norms = LAMBDAS[:, 1]
+    found = metrics.GradientStatistics()(norms, 30.0)
+    assert found["sample_norm"].item() == 6.0
+    assert torch.equal(found["noise"], F.gradient_noise(norms, 30.0))
+    assert torch.equal(found["signal"], F.gradient_signal(norms, 30.0))
+    assert torch.equal(found["noise_scale"], F.gradient_noise_scale(norms, 30.0))
+
+
 def test_kernel_values_are_those_of_the_functions():
     found = metrics.KernelStatistics(k=2)(KERNEL, TARGETS)
     spectrum = F.kernel_eigenvalues(KERNEL)
@@ -171,6 +186,8 @@ def test_a_call_gives_its_own_values_and_compute_their_mean(cls):
         parts.append(metric(*arguments))
         assert_same(parts[-1], cls()(*arguments))
     expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    if "noise_scale" in expected:  # of the means, as its definition says
+        expected["noise_scale"] = expected["noise"] / expected["signal"]
     assert_same(metric.compute(), expected)
     assert_same(updated(cls).compute(), expected)
     assert all(value.dtype == torch.float64 for value in expected.values())
@@ -330,7 +347,7 @@ def test_metrics_work_in_a_collection():
     assert torch.allclose(found["top_eigenvalues"], top.mean())
 
 
-@pytest.mark.parametrize("module", ["spectrum", "directions", "kernel"])
+@pytest.mark.parametrize("module", ["spectrum", "directions", "kernel", "gradients"])
 def test_examples_in_the_documentation(module):
     found = doctest.testmod(importlib.import_module(f"lightning_vivit.metrics.{module}"))
     assert found.attempted > 0

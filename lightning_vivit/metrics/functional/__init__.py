@@ -5,6 +5,11 @@ from lightning_vivit.metrics.functional.directions import (
     newton_steps,
     signal_to_noise,
 )
+from lightning_vivit.metrics.functional.gradients import (
+    gradient_noise,
+    gradient_noise_scale,
+    gradient_signal,
+)
 from lightning_vivit.metrics.functional.kernel import (
     flatten_kernel,
     kernel_alignment,
@@ -24,7 +29,10 @@ __all__ = [
     "condition_number",
     "effective_rank",
     "flatten_kernel",
+    "gradient_noise",
+    "gradient_noise_scale",
     "gradient_share",
+    "gradient_signal",
     "kernel_alignment",
     "kernel_distance",
     "kernel_eigenvalues",
