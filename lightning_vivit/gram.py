@@ -33,10 +33,10 @@ def add_kernels(
         [N, C, M, D], [N, M] or [N, M, D]; None if nothing contributes.
     """
     total: Tensor | None = None
-    left = _fuse_biases({name: factors[name] for name in names if name in factors})
+    left = fuse_biases({name: factors[name] for name in names if name in factors})
     right = left
     if others is not factors:
-        right = _fuse_biases({name: others[name] for name in names if name in others})
+        right = fuse_biases({name: others[name] for name in names if name in others})
     for name, factor in left.items():
         first, second = factor, right[name]
         if split is not None:
@@ -47,7 +47,7 @@ def add_kernels(
     return total
 
 
-def _fuse_biases(factors: Mapping[str, Factor]) -> dict[str, Factor]:
+def fuse_biases(factors: Mapping[str, Factor]) -> dict[str, Factor]:
     """Join each weight with the bias of the same use, which then costs nothing."""
     joined = {name: f for name, f in factors.items() if not isinstance(f, Shift)}
     for bias, shift in factors.items():

@@ -18,6 +18,7 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.kernels import Kernels
 from lightning_vivit.losses import SampleLayout, SampleLoss
+from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
 from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
 
@@ -57,8 +58,10 @@ class Evaluation:
         kernels: Kernels,
         unused: Sequence[str],
         basis: Tensor | None,
+        whole: Whole | None = None,
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
+        self._whole = whole  # all ranks' samples; what was recorded are this rank's
         self._tape = recording.tape
         self._live_outputs = recording.outputs
         self._layout = layout
@@ -81,6 +84,13 @@ class Evaluation:
         if recording.loss is not None:
             self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
         self.unused = list(unused)
+        self._rows = layout  # of the targets
+        if whole is not None:
+            self._rows, self.num_samples = whole.layout, whole.num_samples
+            self.outputs = whole.outputs
+            self.targets = None if whole.call is None else whole.call.target
+            if loss is not None and recording.value is not None:
+                self.loss = (loss.scale * loss.value().sum()).to(recording.value.dtype)
 
     @property
     def num_directions(self) -> int:
@@ -95,7 +105,7 @@ class Evaluation:
         targets = self.targets
         if not isinstance(targets, Tensor) or targets.ndim == 0:
             return None
-        return targets if targets.shape[0] == self.num_samples else self._layout.split(targets)
+        return targets if targets.shape[0] == self.num_samples else self._rows.split(targets)
 
     def rank(self, group: str = "all") -> int:
         """Number of eigenvalues of the GGN above rounding."""
@@ -352,6 +362,15 @@ class Evaluation:
 
     def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
         """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
+        if self._whole is None:
+            return self._recorded_sums(group, coefficients)
+        found = self._recorded_sums(group, self._whole.own(coefficients))
+        found = {name: part.contiguous() for name, part in found.items()}
+        self._whole.add_up(found)
+        return found
+
+    def _recorded_sums(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
+        """The same over the samples that were recorded here."""
         names = self._block(group).names
         if self._factors is not None:
             weights = coefficients.to(self._live_outputs.dtype)

@@ -18,6 +18,7 @@ from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.evaluation import BACKENDS, Evaluation
 from lightning_vivit.loggers import Findings, Report, publish, set_callback_metrics, x_axis_step
+from lightning_vivit.parallel import Ranks
 from lightning_vivit.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
@@ -48,7 +49,8 @@ class Monitor(Callback):
         seed: Chooses the samples of the probe batch, and seeds Monte Carlo draws.
         max_samples: Upper limit of samples; tensors of the batch whose first dimension is the
             batch size are sliced. For a probe drawn from a loader, its size. None for no limit:
-            the kernel has (samples times outputs) squared entries.
+            the kernel has (samples times outputs) squared entries. With DDP it limits each rank's
+            part of the training batch; a probe is divided among the ranks.
         param_groups: "all" (one block), "layer", "parameter", or lists of parameter names. With
             several groups the name of the group goes after the first part of each key.
         dtype: Of the small linear algebra, "float32" or "float64" (the default).
@@ -179,7 +181,7 @@ class Monitor(Callback):
         self._start_over()
         if monitors and monitors[0] is self:
             needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
-            session = Session(last=monitors[-1], kernel_requests=needs)
+            session = Session(monitors[-1], needs, Ranks.of(trainer))
             for monitor in monitors:
                 monitor._session = session
 
@@ -227,7 +229,10 @@ class Monitor(Callback):
         if step == self._step:  # a further batch of an accumulated step
             return False
         self._step = step
-        return self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
+        due = self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
+        if self.schedule.function is None:
+            return due
+        return bool(self._session.ranks.first(due))  # it may say something else on each rank
 
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         looked_at: Any = None
@@ -246,11 +251,13 @@ class Monitor(Callback):
                 self._session.warn_of_unused(evaluation)
                 self.prepare(trainer, module, evaluation)
                 report = self._report(evaluation)
+                report.scalars = self._session.ranks.first(report.scalars)
                 self._measured = True
                 self._values = report.scalars
                 publish(trainer, report)
+                self._session.ranks.exchange()
         except Exception as error:
-            self._fail(error, looked_at)
+            self._fail(self._session.ranks.spread(error), looked_at)
 
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]

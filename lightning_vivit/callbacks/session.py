@@ -9,6 +9,7 @@ evaluation each; in particular monitors with different parameter groups do not s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +21,14 @@ from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.parallel import (
+    Part,
+    Ranks,
+    common_buffers,
+    fingerprint,
+    gather_batch,
+    take_part,
+)
 from lightning_vivit.problem import Problem
 
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
@@ -56,10 +65,17 @@ class Session:
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
         kernel_requests: Requests that need the NTK, which the other monitors can do without.
+        ranks: The processes of the run.
     """
 
-    def __init__(self, last: object, kernel_requests: Iterable[Request] = ()) -> None:
+    def __init__(
+        self,
+        last: object,
+        kernel_requests: Iterable[Request] = (),
+        ranks: Ranks | None = None,
+    ) -> None:
         self.last = last
+        self.ranks = Ranks() if ranks is None else ranks
         self._kernel_keys = {request.key for request in kernel_requests}
         self._probes: dict[tuple[Any, ...], Any] = {}
         self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
@@ -76,7 +92,7 @@ class Session:
         found = source.fetch(trainer, module, batch)
         if source.probe is not None:
             self._probes[source.key] = source.probe
-        return found
+        return found if all(self.ranks.exchange(found is not None)) else None
 
     def evaluate(
         self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
@@ -98,6 +114,7 @@ class Session:
             try:
                 kernel = request.key in self._kernel_keys
                 found = self._run(request, module, clone_tensors(batch), batch_idx, seed, kernel)
+                self.ranks.exchange()  # all have it, or nobody
             except Exception as error:
                 found = error
             self._results[request.key] = found
@@ -133,9 +150,10 @@ class Session:
         self._results.clear()
         self._writers.clear()
         self._reported = None
+        self.ranks.end_step()
 
-    @staticmethod
     def _run(
+        self,
         request: Request,
         module: LightningModule,
         batch: Any,
@@ -149,9 +167,30 @@ class Session:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples
             options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
-        if request.problem is None:
-            return evaluate(Problem.from_training_step(module, batch, batch_idx), **options)
-        with eval_mode(module):
-            problem = request.problem(module, batch)
-            with eval_mode(problem.model):
-                return evaluate(problem, **options)
+
+        def state(some: Any) -> Problem:
+            if request.problem is None:
+                return Problem.from_training_step(module, some, batch_idx)
+            return request.problem(module, some)
+
+        with ExitStack() as stack:
+            stack.enter_context(common_buffers(module, self.ranks))
+            if self.ranks.size > 1:
+                batch, options["part"] = self._part(request, batch, state)
+            if request.problem is None:
+                return evaluate(state(batch), **options)
+            stack.enter_context(eval_mode(module))
+            problem = state(batch)
+            stack.enter_context(eval_mode(problem.model))
+            return evaluate(problem, **options)
+
+    def _part(
+        self, request: Request, batch: Any, state: Callable[[Any], Problem]
+    ) -> tuple[Any, Part]:
+        """What this rank looks at: its part of a probe that all ranks hold, or its own batch."""
+        sums = self.ranks.exchange(fingerprint(batch))
+        if request.source.data != "batch" and len(set(sums)) == 1:
+            mine, borrowed = take_part(batch, self.ranks)
+            return mine, Part(self.ranks, borrowed, lambda: state(batch))
+        own = Part(self.ranks, False, lambda: state(gather_batch(batch, self.ranks)))
+        return batch, own

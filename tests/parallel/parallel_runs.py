@@ -1,0 +1,403 @@
+"""Programs that the tests start: `python parallel_runs.py NAME RANKS FOLDER`.
+
+Every rank writes what it saw to FOLDER; the tests compare it with one process on all samples. The
+ranks are forked, so nothing may be differentiated here before.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import lightning_vivit.parallel.kernels
+from lightning_vivit import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    NTKMonitor,
+    Problem,
+)
+from lightning_vivit.callbacks.base import Monitor
+from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.loggers import Findings
+
+K = 4
+CLASSES = 3
+
+
+def data(samples: int = 48) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(samples) % CLASSES
+    images = torch.randn(samples, 2, 6, 6, generator=generator)
+    images += torch.randn(CLASSES, 2, 6, 6, generator=generator)[labels]
+    return images, labels
+
+
+class Net(pl.LightningModule):
+    """A CNN with running statistics, dropout and an unused parameter if wanted."""
+
+    def __init__(self, unused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 3),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(80, 8),
+            nn.Sigmoid(),
+            nn.Linear(8, CLASSES),
+        )
+        if unused:
+            self.spare = nn.Linear(2, 2)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, labels)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(self.net(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.5)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(*data()), batch_size=4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(*data(9)), batch_size=4)
+
+
+class Weighted(Net):
+    """The mean divides by the sum of the weights of the labels that count."""
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        weight = torch.tensor([0.5, 1.0, 3.0])
+        return F.cross_entropy(outputs, labels, weight=weight, ignore_index=1)
+
+
+class Divided(Net):
+    """The user divides, by something that only the batch tells."""
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        each = F.cross_entropy(outputs, labels, reduction="none")
+        mask = (labels != 2).float()
+        return (each * mask).sum() / mask.sum()
+
+
+class Uneven(IterableDataset[Any]):
+    """Rank 0 gets batches of 5, the others batches of 2 to 4, from a stream."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[Any]:
+        images, labels = data()
+        size = 5 if self.rank == 0 else 1 + min(self.rank, 3)
+        for start in range(4):
+            chosen = slice(start * 10 + self.rank, start * 10 + self.rank + size)
+            yield images[chosen], labels[chosen]
+
+
+class Streaming(Weighted):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Uneven(self.trainer.global_rank), batch_size=None)
+
+
+class Words(pl.LightningModule):
+    """An embedding, attention and one output for each token; tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.embed = nn.Embedding(7, 8)
+        self.attend = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.head = nn.Linear(8, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        outputs = self.head(self.attend(self.embed(batch[0])))
+        return F.cross_entropy(outputs.flatten(0, 1), batch[0].roll(-1, 1).flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> Any:
+        tokens = torch.randint(0, 7, (32, 4), generator=torch.Generator().manual_seed(3))
+        return DataLoader(TensorDataset(tokens), batch_size=3)
+
+
+class Keep(Monitor):
+    """Keeps everything that an evaluation tells, and the batches it was made of."""
+
+    section = "keep"
+
+    def __init__(self, kernel: bool = True, mc_samples: int = 0, **options: Any) -> None:
+        self.needs_kernel = kernel
+        super().__init__(k=K, **options)
+        self.mc_samples = mc_samples
+        self.found: list[dict[str, Any]] = []
+        self.now: dict[str, Any] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, idx: int) -> None:
+        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        self.now = {"state": state, "batch": [tensor.clone() for tensor in batch]}
+        super().on_train_batch_start(trainer, pl_module, batch, idx)
+
+    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+        found = evaluation.directions(group, K)
+        kept = {
+            "group": group,
+            "step": self._step,
+            "probe": self.source.probe,
+            "num_samples": evaluation.num_samples,
+            "outputs": evaluation.outputs,
+            "targets": evaluation.sample_targets(),
+            "eigenvalues": evaluation.eigenvalues(group),
+            "gammas": found.gammas,
+            "lambdas": found.lambdas,
+            "ntk": evaluation.ntk(group) if self.needs_kernel else None,
+            "vectors": evaluation.eigenvectors(group, K),
+            "step_vector": evaluation.newton_step(group, K, damping=0.1),
+            "loss": evaluation.loss,
+            "norms": evaluation.gradient_norms(group),
+        }
+        self.found.append({**self.now, **kept})
+        return Findings({"largest": kept["eigenvalues"][-1]})
+
+
+class Broken(Keep):
+    """Fails on one rank only."""
+
+    def __init__(self, where: str, rank: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.where, self.rank = where, rank
+
+    def _strike(self, where: str) -> None:
+        if where == self.where and torch.distributed.get_rank() == self.rank:
+            raise ValueError(f"struck in {where}")
+
+    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+        self._strike("measure")
+        found = super().measure(evaluation, group)
+        self._strike("end")
+        return found
+
+
+def broken_problem(module: Any, batch: Any) -> Problem:
+    if torch.distributed.get_rank() == 1:
+        raise ValueError("struck in problem")
+    return Problem(module.net, nn.CrossEntropyLoss(), batch[0], batch[1])
+
+
+def explicit_problem(module: Any, batch: Any) -> Problem:
+    return Problem(module.net, nn.CrossEntropyLoss(), batch[0], batch[1])
+
+
+def squared(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs - F.one_hot(labels, CLASSES)).pow(4).sum(1).mean()
+
+
+def custom_problem(module: Any, batch: Any) -> Problem:
+    return Problem(module.net, squared, batch[0], batch[1])
+
+
+class FailingLogger(CSVLogger):
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if any(name.startswith("keep/") for name in metrics) and step == 1:
+            raise OSError("disk full")
+        super().log_metrics(metrics, step)
+
+
+class Witness(pl.Callback):
+    """Writes what is left after the fit, on every rank."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        keepers = [c for c in trainer.callbacks if isinstance(c, Keep)]
+        checkpoint = trainer.checkpoint_callback
+        torch.save(
+            {
+                "weights": pl_module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict()["state"],
+                "rng": torch.get_rng_state(),
+                "grads": [p.grad for p in pl_module.parameters()],
+                "found": [keeper.found for keeper in keepers],
+                "stopped": [c._stopped for c in trainer.callbacks if isinstance(c, Monitor)],
+                "metrics": dict(trainer.callback_metrics),
+                "best": None if checkpoint is None else checkpoint.best_model_path,
+            },
+            self.folder / f"{self.name}-{trainer.global_rank}.pt",
+        )
+
+
+def fit(
+    folder: Path, name: str, ranks: int, module: pl.LightningModule, *monitors: Any, **options: Any
+) -> None:
+    """One run; its warnings go to NAME-RANK.txt."""
+    strategy = {"start_method": "fork", **options.pop("strategy", {})}
+    pl.seed_everything(0, verbose=False)
+    settings: dict[str, Any] = {
+        "max_epochs": 1,
+        "limit_train_batches": 3,
+        "limit_val_batches": 2,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        **options,
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=DDPStrategy(**strategy),
+        callbacks=[*monitors, Witness(folder, name)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **settings,
+    )
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *rest: _note(folder / f"{name}.txt", message)
+        trainer.fit(module)
+
+
+def _note(file: Path, message: object) -> None:
+    with file.open("a") as stream:
+        stream.write(f"{message}\n")
+
+
+VALUES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
+    "batch": (Net, {}),
+    "ggn": (Net, {"kernel": False}),
+    "probe": (Net, {"data": "train", "max_samples": 7}),
+    "val": (Net, {"data": "val", "max_samples": 5}),
+    "few": (Net, {"data": "train", "max_samples": 2, "seed": 3}),
+    "layers": (Net, {"param_groups": "layer", "max_samples": 3}),
+    "mc": (Net, {"mc_samples": 2, "kernel": False}),
+    "explicit": (Net, {"problem": explicit_problem}),
+    "custom": (Net, {"problem": custom_problem}),
+    "backpack": (Net, {"backend": "backpack"}),
+    "weighted": (Weighted, {}),
+    "divided": (Divided, {}),
+    "divided_probe": (Divided, {"data": "train", "max_samples": 9}),
+    "uneven": (Streaming, {}),
+    "words": (Words, {"kernel": False, "max_samples": 3}),
+    "words_kernel": (Words, {"data": "train", "max_samples": 5}),
+}
+
+
+def keepers(kind: type[pl.LightningModule]) -> dict[str, Keep]:
+    return {
+        name: Keep(prefix=f"{name}/", every_n_steps=1, **options)
+        for name, (module, options) in VALUES.items()
+        if module is kind
+    }
+
+
+def values(folder: Path, ranks: int) -> None:
+    """All monitors at once, on every module."""
+    for kind in (Net, Weighted, Divided, Streaming, Words):
+        monitors = keepers(kind)
+        options = {"use_distributed_sampler": kind is not Streaming}
+        fit(folder, f"values_{kind.__name__}", ranks, kind(), *monitors.values(), **options)
+
+
+def memory(folder: Path, ranks: int) -> None:
+    """A budget that forces passes over layers and pairs of column blocks."""
+    lightning_vivit.parallel.kernels.default_budget = lambda device: 45_000
+    fit(folder, "memory", ranks, Net(), Keep(every_n_steps=1, max_samples=3))
+
+
+def identity(folder: Path, ranks: int) -> None:
+    """The same runs with and without monitors."""
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "unused": {"strategy": {"find_unused_parameters": True}},
+        "static": {"strategy": {"static_graph": True}, "max_epochs": 2},
+        "accumulate": {"accumulate_grad_batches": 2, "limit_train_batches": 5},
+        "view": {"strategy": {"gradient_as_bucket_view": True}, "gradient_clip_val": 0.5},
+    }
+    for name, options in variants.items():
+        for watched in (False, True):
+            monitors: list[Any] = []
+            if watched:
+                monitors = [
+                    GGNSpectrumMonitor(k=3, every_n_steps=1),
+                    DirectionalDerivativesMonitor(k=3, every_n_steps=1),
+                    NTKMonitor(k=3, every_n_steps=1, max_samples=6),
+                ]
+            module = Net(unused=name == "unused")
+            fit(folder, f"{name}_{watched}", ranks, module, *monitors, **dict(options))
+
+
+def logs(folder: Path, ranks: int) -> None:
+    """Loggers, ModelCheckpoint and a schedule that differs between the ranks."""
+
+    def odd(step: int) -> bool:
+        return step == 1 or torch.distributed.get_rank() == 1
+
+    monitors = [
+        GGNSpectrumMonitor(k=2, every_n_steps=1),
+        GGNSpectrumMonitor(k=2, schedule=odd, prefix="odd/"),
+        ModelCheckpoint(monitor="ggn/eigenvalue_1", mode="max", dirpath=folder / "best"),
+    ]
+    logger = CSVLogger(folder, name="csv", version="0")
+    fit(folder, "logs", ranks, Net(), *monitors, logger=logger, enable_checkpointing=True)
+
+
+def faults(folder: Path, ranks: int) -> None:
+    """One rank fails; each time the others have to go on."""
+    fit(folder, "sound", ranks, Net())
+    options: dict[str, Any] = {"every_n_steps": 1}
+    for rank in range(2):
+        for where in ("measure", "end"):
+            name = f"{where}{rank}"
+            other = Keep(every_n_steps=1, prefix="other/")
+            fit(folder, name, ranks, Net(), Broken(where, rank, **options), other)
+    pair = [Keep(problem=broken_problem, prefix=prefix, **options) for prefix in ("a/", "b/")]
+    fit(folder, "problem1", ranks, Net(), *pair)
+    logger = FailingLogger(folder, name="failing", version="0")
+    other = Keep(every_n_steps=1, prefix="other/")
+    fit(folder, "logger0", ranks, Net(), Keep(**options), other, logger=logger)
+
+
+def crash(folder: Path, ranks: int) -> None:
+    """on_error='raise' in a run of Lightning's own subprocess launcher."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Broken("measure", 1, on_error="raise", steps=[1])],
+    )
+    trainer.fit(Net())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[3]), int(sys.argv[2]))
