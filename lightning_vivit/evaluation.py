@@ -72,7 +72,7 @@ def evaluate(
     session = _session(backend, columns)
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
-    with problem.recorded(wanted, session) as recording:
+    with problem.recorded(wanted, session, part is not None) as recording:
         outputs = recording.outputs
         axis, structure = _located(recording, session)
         layout = SampleLayout(axis.num_samples, axis.minor)

@@ -1,0 +1,65 @@
+"""The results of 2 and 4 processes are those of one process on all samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from comparison import compare
+from launch import read, run
+from parallel_runs import VALUES, Net, keepers
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run("values", 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run("values", 4, tmp_path_factory.mktemp("four"))
+
+
+def check(name: str, folder: Path, ranks: int) -> None:
+    kind = VALUES[name][0]
+    found = read(folder, f"values_{kind.__name__}", ranks)
+    assert compare(name, found, list(keepers(kind)).index(name)) >= 3
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_two_ranks(name: str, two: Path) -> None:
+    check(name, two, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VALUES)
+def test_four_ranks(name: str, four: Path) -> None:
+    check(name, four, 4)
+
+
+def test_all_ranks_hold_the_same_values(two: Path) -> None:
+    first, second = (each["metrics"] for each in read(two, "values_Net", 2))
+    watched = [key for key in first if "keep/" in key]
+    assert len(watched) >= 10
+    assert all(torch.equal(first[key], second[key]) for key in watched)
+
+
+def test_number_of_samples_grows_with_the_ranks(two: Path) -> None:
+    found = read(two, "values_Net", 2)[1]["found"]
+    places = list(keepers(Net))
+    sizes = {name: found[places.index(name)][0]["num_samples"] for name in places}
+    assert sizes["batch"] == 2 * 4
+    assert sizes["layers"] == 2 * 3  # max_samples limits each rank's own batch
+    assert sizes["probe"] == 7 and sizes["few"] == 2  # one probe, divided
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_passes_inside_a_memory_budget(ranks: int, tmp_path: Path) -> None:
+    run("memory", ranks, tmp_path)
+    found = read(tmp_path, "memory", ranks)
+    VALUES["memory"] = (Net, {"max_samples": 3})
+    try:
+        assert compare("memory", found, 0) == 3
+    finally:
+        del VALUES["memory"]
