@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -56,7 +56,8 @@ def check_setup(
                 "data='train', data='val' or a probe."
             )
     strategy = trainer.strategy
-    if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
+    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if isinstance(strategy, ParallelStrategy) and not whole:
         found.append(
             f"{type(strategy).__name__} is not supported: FSDP, FSDP2 (ModelParallelStrategy), "
             "DeepSpeed and the like shard the parameters, and a rank needs all of them. Supported: "

@@ -188,8 +188,9 @@ class Session:
         self, request: Request, batch: Any, state: Callable[[Any], Problem]
     ) -> tuple[Any, Part]:
         """What this rank looks at: its part of a probe that all ranks hold, or its own batch."""
-        sums = self.ranks.exchange(fingerprint(batch))
-        if request.source.data != "batch" and len(set(sums)) == 1:
+        mark = None if request.source.data == "batch" else fingerprint(batch)
+        marks = set(self.ranks.exchange(mark))
+        if marks != {None} and len(marks) == 1:
             mine, borrowed = take_part(batch, self.ranks)
             return mine, Part(self.ranks, borrowed, lambda: state(batch))
         own = Part(self.ranks, False, lambda: state(gather_batch(batch, self.ranks)))

@@ -4,6 +4,9 @@ A rank backpropagates its own samples only. Then, layer by layer, the factors go
 s a rank holds those of the rank s places before it and contracts them with its own. Half of the
 ranks suffice, because the kernel is symmetric; where two ranks face each other (an even number of
 ranks, the last shift) each takes half of their block. At the end the blocks are added up.
+
+On a CPU a layer that is cheapest by explicit Jacobian rows sends its rows, so that each row is
+formed once in the whole run and not once for every rank that meets it.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.factors import Factor
+from lightning_vivit.factors import Factor, OuterProduct
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
+from lightning_vivit.factors.planning import Size, predicted_costs
 from lightning_vivit.gram import fuse_biases
 from lightning_vivit.kernels import Kernels, KernelTask
 from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
-from lightning_vivit.parallel.messages import Form
+from lightning_vivit.parallel.messages import Form, rows_form
 from lightning_vivit.parallel.ranks import wire_device
 from lightning_vivit.parallel.whole import Whole
 from lightning_vivit.plan import Plan
@@ -141,9 +145,13 @@ class _Round:
         """
         ranks, device = self.whole.ranks, self.task.outputs.device
         mine, sent, forms = self._formed(left, right, fuse_biases)
-        filled = [set(each) for each, n in zip(forms, self.whole.counts, strict=True) if n]
-        if any(each != filled[0] for each in filled):  # the same on all ranks, or blocks would lack
-            mine, sent, forms = self._formed(left, right, dict)
+        kinds = [
+            {key: form.kind for key, form in each.items()}
+            for each, count in zip(forms, self.whole.counts, strict=True)
+            if count
+        ]
+        if any(each != kinds[0] for each in kinds):  # the same on all ranks, or blocks would lack
+            mine, sent, forms = self._formed(left, right, None)
         keys = list(dict.fromkeys(key for each in forms for key in each))
         wire = wire_device(device) if ranks.size > 1 else device
         largest = [max((form.size for form in each.values()), default=0) for each in forms]
@@ -152,20 +160,28 @@ class _Round:
         ranks.exchange()  # all have their memory; from here on nobody may stop half-way
         problem: Exception | None = None
         for key in keys:
-            message = outgoing[:0]
+            message, first, own = outgoing[:0], None, None
+            try:
+                if key in sent:
+                    own = forms[ranks.rank][key].prepare(sent[key])
+                    first = own if right is left else forms[ranks.rank][key].prepare(mine[key])
+            except Exception as error:  # the others still wait for a message of this size
+                problem = problem or error
             if key in sent:
-                message = forms[ranks.rank][key].write(sent[key], outgoing)
+                message = outgoing[: forms[ranks.rank][key].size]
+            if own is not None:
+                forms[ranks.rank][key].write(own, outgoing)
             for shift in range(ranks.size // 2 + 1):
                 source = (ranks.rank - shift) % ranks.size
                 form = forms[source].get(key)
                 reply = incoming[: 0 if form is None else form.size]
                 if shift > 0:
                     ranks.rotate(message, reply, shift)
-                if form is None or key not in mine or problem is not None:
+                if form is None or first is None or own is None or problem is not None:
                     continue
                 try:
-                    other = sent[key] if shift == 0 else form.read(reply, device)
-                    self._contract(key, mine[key], other, source, shift, totals[key[0]])
+                    other = own if shift == 0 else form.read(reply, device)
+                    self._contract(key, first, other, source, shift, totals[key[0]])
                 except Exception as error:  # the others still need this rank's factors
                     problem = error
         if problem is not None:
@@ -176,21 +192,42 @@ class _Round:
         self,
         left: Mapping[str, Factor],
         right: Mapping[str, Factor],
-        fuse: Callable[[Mapping[str, Factor]], dict[str, Factor]],
+        fuse: Callable[[Mapping[str, Factor]], dict[str, Factor]] | None,
     ) -> tuple[_Named, _Named, list[dict[tuple[str, str], Form]]]:
-        """This rank's left and right factors by group and parameters, all ranks' right forms."""
+        """This rank's left and right factors by group and parameters, all ranks' right forms.
+
+        Without `fuse` every parameter keeps the factor that it has.
+        """
 
         def named(factors: Mapping[str, Factor]) -> _Named:
             return {
                 (group, names): factor
                 for group, members in self.task.groups.items()
-                for names, factor in fuse({m: factors[m] for m in members if m in factors}).items()
+                for names, factor in (fuse or dict)(
+                    {name: factors[name] for name in members if name in factors}
+                ).items()
             }
 
         mine = named(left)
         sent = mine if right is left else named(right)
-        forms = {key: Form.of(factor) for key, factor in sent.items()}
+        forms = {
+            key: rows_form(factor)
+            if fuse and isinstance(factor, OuterProduct) and self._by_rows(factor)
+            else Form.of(factor)
+            for key, factor in sent.items()
+        }
         return mine, sent, self.whole.ranks.exchange(forms)
+
+    def _by_rows(self, factor: OuterProduct) -> bool:
+        """Whether explicit rows are best for blocks of this size, and fit; alike on all ranks."""
+        if factor.columns.device.type != "cpu":
+            return False
+        count, depth = max(self.whole.counts), factor.num_columns
+        _, _, g, a, length = factor.columns.shape
+        b = factor.inputs.shape[2]
+        costs = predicted_costs(Size(count, count, depth, depth, g, a, b, length, False, "full"))
+        entries = count * depth * (factor.shape.numel() + g * a)
+        return min(costs, key=lambda name: costs[name]) == "rows" and entries <= self.plan.entries
 
     def _contract(
         self, key: tuple[str, str], first: Factor, second: Factor, source: int, shift: int,

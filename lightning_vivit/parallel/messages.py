@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors import Factor
+from lightning_vivit.factors import Dense, Factor, OuterProduct
 
 _ALIGN = 64  # bytes
 
@@ -43,6 +43,16 @@ class Form:
         """Bytes of the message."""
         return sum(_padded(shape, dtype) for shape, dtype in self.tensors.values())
 
+    def prepare(self, factor: Factor) -> Factor:
+        """The factor in the kind of this form: itself, or its rows with those of its bias."""
+        if self.kind is type(factor):
+            return factor
+        assert isinstance(factor, OuterProduct)
+        rows = factor.rows()
+        if factor.offset:
+            rows = torch.cat([rows, factor.columns.sum(4).flatten(2)], dim=2)
+        return Dense(rows, self.options["shape"])
+
     def write(self, factor: Factor, buffer: Tensor) -> Tensor:
         """Write a factor to the beginning of a buffer of bytes; returns that part."""
         for name, place in self._places(buffer).items():
@@ -61,6 +71,14 @@ class Form:
             found[name] = buffer[start : start + size].view(dtype).view(shape)
             start += _padded(shape, dtype)
         return found
+
+
+def rows_form(factor: OuterProduct) -> Form:
+    """The form of a factor as explicit rows; a bias that it includes comes after the weight."""
+    n, d, groups, a, _ = factor.columns.shape
+    entries = factor.shape.numel() + (groups * a if factor.offset else 0)
+    shape = torch.Size([n, d, entries])
+    return Form(Dense, {"values": (shape, factor.columns.dtype)}, {"shape": torch.Size([entries])})
 
 
 def _padded(shape: torch.Size, dtype: torch.dtype) -> int:

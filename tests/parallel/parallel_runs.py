@@ -7,6 +7,7 @@ ranks are forked, so nothing may be differentiated here before.
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,9 +191,12 @@ class Broken(Keep):
     def __init__(self, where: str, rank: int, **options: Any) -> None:
         super().__init__(**options)
         self.where, self.rank = where, rank
+        self.folder = Path(sys.argv[3])
 
     def _strike(self, where: str) -> None:
         if where == self.where and torch.distributed.get_rank() == self.rank:
+            if self.on_error == "raise":
+                self.folder.joinpath("struck.txt").write_text(str(time.time()))
             raise ValueError(f"struck in {where}")
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
@@ -325,8 +329,10 @@ def values(folder: Path, ranks: int) -> None:
 
 def memory(folder: Path, ranks: int) -> None:
     """A budget that forces passes over layers and pairs of column blocks."""
+    usual = lightning_vivit.parallel.kernels.default_budget
     lightning_vivit.parallel.kernels.default_budget = lambda device: 45_000
     fit(folder, "memory", ranks, Net(), Keep(every_n_steps=1, max_samples=3))
+    lightning_vivit.parallel.kernels.default_budget = usual
 
 
 def identity(folder: Path, ranks: int) -> None:
@@ -380,6 +386,20 @@ def faults(folder: Path, ranks: int) -> None:
     logger = FailingLogger(folder, name="failing", version="0")
     other = Keep(every_n_steps=1, prefix="other/")
     fit(folder, "logger0", ranks, Net(), Keep(**options), other, logger=logger)
+
+
+def everything(folder: Path, ranks: int) -> None:
+    """All of these in one process, whose start takes longer than they do."""
+    for program in (values, memory, identity, logs, faults, ended):
+        program(folder, ranks)
+
+
+def ended(folder: Path, ranks: int) -> None:
+    """on_error='raise': what comes out of the fit."""
+    try:
+        fit(folder, "ended", ranks, Net(), Broken("measure", 1, on_error="raise", steps=[1]))
+    except Exception as error:
+        (folder / "ended.txt").write_text(f"{time.time()} {error}")
 
 
 def crash(folder: Path, ranks: int) -> None:

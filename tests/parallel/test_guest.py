@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import launch, read, run
+from parallel_launch import launch, read
 from torch.utils._pytree import tree_flatten
 
 VARIANTS = ("plain", "unused", "static", "accumulate", "view")
@@ -28,65 +28,75 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
-def identical(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("identity", 2, tmp_path_factory.mktemp("identity"))
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("faults", 2, tmp_path_factory.mktemp("faults"))
+def check_identity(name: str, folder: Path, ranks: int) -> None:
+    plain, watched = (read(folder, f"{name}_{flag}", ranks) for flag in (False, True))
+    assert all(same(*pair) for pair in zip(plain, watched, strict=True))
+    assert all(each["stopped"] == [False] * 3 for each in watched)
+    assert all(any(key.startswith("ntk/") for key in each["metrics"]) for each in watched)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_training_is_bit_identical(name: str, identical: Path) -> None:
-    plain, watched = (read(identical, f"{name}_{flag}", 2) for flag in (False, True))
-    assert all(same(*pair) for pair in zip(plain, watched, strict=True))
-    assert watched[0]["stopped"] == [False] * 3
-    assert any(key.startswith("ntk/") for key in watched[1]["metrics"])
-    assert same(plain[0], {**watched[0], "weights": watched[0]["weights"]})
+def test_training_is_bit_identical(name: str, two: Path) -> None:
+    check_identity(name, two, 2)
 
 
-def test_the_comparison_sees_a_difference(identical: Path) -> None:
-    (plain, _), (other, _) = read(identical, "plain_True", 2), read(identical, "static_True", 2)
+@pytest.mark.long
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_is_bit_identical_on_four_ranks(name: str, four: Path) -> None:
+    check_identity(name, four, 4)
+
+
+def test_the_comparison_sees_a_difference(two: Path) -> None:
+    (plain, _), (other, _) = read(two, "plain_True", 2), read(two, "static_True", 2)
     assert not same(plain, other)
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_failing_rank_stops_the_monitor_on_all(name: str, faulty: Path) -> None:
-    found, sound = read(faulty, name, 2), read(faulty, "sound", 2)
+def check_fault(name: str, folder: Path, ranks: int) -> None:
+    found, sound = read(folder, name, ranks), read(folder, "sound", ranks)
     assert all(same(*pair) for pair in zip(found, sound, strict=True))
-    stopped = [each["stopped"] for each in found]
-    only_first = name != "problem1"  # the second monitor there has the same problem
-    assert stopped == [[True, not only_first]] * 2
-    if only_first:
-        assert [len(each["found"][1]) for each in found] == [3, 3]
-    lines = [line for line in (faulty / f"{name}.txt").read_text().splitlines() if "Keep" in line]
-    warned = [line for line in lines + broken_lines(faulty / f"{name}.txt") if "failed at" in line]
-    assert len(set(warned)) == 1
+    both = name == "problem1"  # the second monitor has the same problem
+    assert [each["stopped"] for each in found] == [[True, both]] * ranks
+    assert all(len(each["found"][1]) == (0 if both else 3) for each in found)
+    lines = (folder / f"{name}.txt").read_text().splitlines()
+    warned = [line for line in lines if "failed at step" in line]
+    assert len(warned) == 1
     cause = {"logger0": "OSError: disk full", "problem1": "ValueError: struck in problem"}
     assert cause.get(name, f"struck in {name[:-1]}") in warned[0]
     assert ("Rank 1 failed" in warned[0]) == name.endswith("1")
 
 
-def broken_lines(file: Path) -> list[str]:
-    return [line for line in file.read_text().splitlines() if line.startswith("Broken")]
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_failing_rank_stops_the_monitor_on_all(name: str, two: Path) -> None:
+    check_fault(name, two, 2)
 
 
-def test_raise_ends_all_ranks_with_the_cause(tmp_path: Path) -> None:
-    start = time.monotonic()
+@pytest.mark.long
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_failing_rank_stops_the_monitor_on_all_of_four(name: str, four: Path) -> None:
+    check_fault(name, four, 4)
+
+
+def test_raise_ends_the_fit_with_the_cause(two: Path) -> None:
+    struck = float((two / "struck.txt").read_text())
+    ended, cause = (two / "ended.txt").read_text().split(" ", 1)
+    assert float(ended) - struck < 30
+    assert "ValueError: struck in measure" in cause
+
+
+@pytest.mark.long
+def test_raise_ends_lightnings_subprocesses_with_the_cause(tmp_path: Path) -> None:
     done = launch("crash", 2, tmp_path, seconds=90)
+    ended = time.time()
     assert done.returncode != 0
     assert "Rank 1 failed: ValueError: struck in measure" in done.stderr  # on rank 0
-    assert time.monotonic() - start < 60  # start of two processes included
+    assert ended - float((tmp_path / "struck.txt").read_text()) < 30
 
 
-def test_only_rank_zero_logs_and_all_decide_alike(tmp_path: Path) -> None:
-    run("logs", 2, tmp_path)
-    with (tmp_path / "csv" / "0" / "metrics.csv").open() as stream:
+def test_only_rank_zero_logs_and_all_decide_alike(two: Path) -> None:
+    with (two / "csv" / "0" / "metrics.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["ggn/eigenvalue_1"]]
     assert [int(row["step"]) for row in rows] == [0, 1, 2]
-    first, second = read(tmp_path, "logs", 2)
+    first, second = read(two, "logs", 2)
     assert first["best"] == second["best"] and Path(first["best"]).exists()
     for key in ("ggn/eigenvalue_1", "odd/ggn/eigenvalue_1"):
         assert torch.equal(first["metrics"][key], second["metrics"][key])

@@ -48,7 +48,9 @@ def factors() -> list[Factor]:
         Dense(noise(3, 2, 5), torch.Size([5])),
         Shift(noise(3, 2, 4, 6), torch.Size([4])),
         OuterProduct(noise(3, 2, 2, 3, 4), noise(3, 2, 5, 4), torch.Size([2, 5, 3]), True),
-        OuterProduct(noise(2, 2, 1, 3, 4)[:, :1], noise(2, 1, 5, 4), torch.Size([3, 5]), False, 1.0),
+        OuterProduct(
+            noise(2, 2, 1, 3, 4)[:, :1], noise(2, 1, 5, 4), torch.Size([3, 5]), False, 1.0
+        ),
         Lookup(noise(3, 2, 2, 5), tokens, torch.Size([4, 5])),
     ]
 

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import compare
-from launch import read, run
+from parallel_comparison import compare
+from parallel_launch import read
 from parallel_runs import VALUES, Net, keepers
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("values", 2, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("values", 4, tmp_path_factory.mktemp("four"))
 
 
 def check(name: str, folder: Path, ranks: int) -> None:
@@ -54,12 +44,18 @@ def test_number_of_samples_grows_with_the_ranks(two: Path) -> None:
     assert sizes["probe"] == 7 and sizes["few"] == 2  # one probe, divided
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_passes_inside_a_memory_budget(ranks: int, tmp_path: Path) -> None:
-    run("memory", ranks, tmp_path)
-    found = read(tmp_path, "memory", ranks)
+def check_passes(folder: Path, ranks: int) -> None:
     VALUES["memory"] = (Net, {"max_samples": 3})
     try:
-        assert compare("memory", found, 0) == 3
+        assert compare("memory", read(folder, "memory", ranks), 0) == 3
     finally:
         del VALUES["memory"]
+
+
+def test_passes_inside_a_memory_budget(two: Path) -> None:
+    check_passes(two, 2)
+
+
+@pytest.mark.long
+def test_passes_inside_a_memory_budget_on_four_ranks(four: Path) -> None:
+    check_passes(four, 4)
