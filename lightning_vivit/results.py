@@ -6,8 +6,9 @@ derivatives, the Newton step and the NTK of the same batch are cheap linear alge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from lightning_vivit.losses import SampleLayout, SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
 from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
+
+_T = TypeVar("_T")
 
 _NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
 
@@ -156,8 +159,10 @@ class Evaluation:
             if kept is not None and kept[0].numel() == kept[1].shape[0]:
                 self._values[key] = kept[0]
             else:
-                gram = self._gram(group, samples)
-                self._values[key] = gram_eigenvalues(gram, self._live_outputs.dtype)
+                dtype = self._live_outputs.dtype
+                self._values[key] = self._solved(
+                    lambda: gram_eigenvalues(self._gram(group, samples), dtype)
+                )
         values = self._values[key]
         if self._basis is None:
             return values
@@ -339,10 +344,14 @@ class Evaluation:
         key = (group, _key(samples))
         kept = self._pairs.get(key)
         if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            kept = gram_eigenpairs(self._gram(group, samples), k)
+            kept = self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k))
             self._pairs[key] = kept
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
+
+    def _solved(self, solve: Callable[[], _T]) -> _T:
+        """The result of an eigensolver, the same one on all ranks."""
+        return solve() if self._whole is None else self._whole.on_first(solve)
 
     def _output_coefficients(
         self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None

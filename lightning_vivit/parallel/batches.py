@@ -7,17 +7,16 @@ from collections import Counter
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_vivit.parallel.ranks import Ranks
-from lightning_vivit.recording import tensors_in
 
 
 def fingerprint(batch: Any) -> int:
     """A checksum of all tensors of a batch: equal on ranks that hold the same one."""
     found = 0
-    for tensor in tensors_in(batch):
+    for tensor in tensors(batch):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), found)
     return found
@@ -34,10 +33,9 @@ def take_part(batch: Any, ranks: Ranks) -> tuple[Any, bool]:
         The rank's part, and whether it has none: then the batch's first sample stands in for it,
         so that the rank knows the shapes.
     """
-    sizes = Counter(tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim > 0)
-    if not sizes:
+    size = _size(batch)
+    if size is None:
         return batch, ranks.rank > 0
-    size = sizes.most_common(1)[0][0]
     start, stop = (size * place // ranks.size for place in (ranks.rank, ranks.rank + 1))
     if start == stop:
         return _slice(batch, size, 0, 1), True
@@ -55,29 +53,41 @@ def gather_batch(batch: Any, ranks: Ranks) -> Any:
     Returns:
         The whole batch on the device of the part.
     """
-    parts = ranks.exchange(tree_map(_to_cpu, batch))
-    sizes = [Counter(t.shape[0] for t in tensors_in(part) if t.ndim > 0) for part in parts]
-    counts = [size.most_common(1)[0][0] if size else -1 for size in sizes]
-    leaves = [tree_flatten(part)[0] for part in parts]
-    own, spec = tree_flatten(batch)
-    joined = []
-    for place, leaf in enumerate(own):
-        others = [each[place] for each in leaves]
-        per_sample = isinstance(leaf, Tensor) and all(
-            other.ndim > 0 and other.shape[0] == count
-            for other, count in zip(others, counts, strict=True)
+    parts = ranks.exchange([tensor.detach().cpu() for tensor in tensors(batch)])
+    sizes = [_size(part) for part in parts]
+    remaining = iter(range(len(parts[0])))
+
+    def join(tensor: Tensor) -> Tensor:
+        place = next(remaining)
+        found = [part[place] for part in parts]
+        per_sample = all(
+            part.ndim > 0 and part.shape[0] == size for part, size in zip(found, sizes, strict=True)
         )
-        joined.append(torch.cat(others).to(leaf.device) if per_sample else leaf)
-    return tree_unflatten(joined, spec)
+        return torch.cat(found).to(tensor.device) if per_sample else tensor
+
+    return apply_to_collection(batch, Tensor, join)
+
+
+def tensors(batch: Any) -> list[Tensor]:
+    """Every tensor of a nested batch (also in dataclasses and mappings of any kind), in order."""
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    apply_to_collection(batch, Tensor, collect)
+    return found
+
+
+def _size(batch: Any) -> int | None:
+    """The most frequent first dimension; None without a tensor that has one."""
+    sizes = Counter(tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
-    def some(value: Any) -> Any:
-        per_sample = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
-        return value[start:stop] if per_sample else value
+    def some(tensor: Tensor) -> Tensor:
+        return tensor[start:stop] if tensor.ndim > 0 and tensor.shape[0] == size else tensor
 
-    return tree_map(some, batch)
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+    return apply_to_collection(batch, Tensor, some)

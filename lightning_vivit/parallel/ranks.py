@@ -82,8 +82,17 @@ class Ranks:
         return found
 
     def first(self, value: Any) -> Any:
-        """What rank 0 gave."""
-        return self.exchange(value)[0]
+        """What rank 0 gave; the others' values are not sent.
+
+        Raises:
+            PeerError: If a rank failed.
+        """
+        if self.size == 1:
+            return value
+        self.exchange()
+        box = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
 
     def spread(self, error: Exception) -> Exception:
         """Let the others know that this rank failed; returns the error.

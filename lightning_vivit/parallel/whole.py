@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_vivit.backends.autograd import Structure
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import LossCall, SampleLayout
 from lightning_vivit.parallel.ranks import Ranks
 from lightning_vivit.problem import Problem, Recording
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,20 @@ class Whole:
         if self.counts[self.ranks.rank] == 0:
             return values.new_zeros(1, *values.shape[1:])
         return values[self.place(self.ranks.rank)]
+
+    def on_first(self, solve: Callable[[], _T]) -> _T:
+        """What rank 0 finds out, on all ranks.
+
+        Eigenvectors may differ between processes in their signs or, where eigenvalues nearly
+        coincide, altogether; sums over the ranks need the same ones.
+
+        Args:
+            solve: Called on rank 0; returns tensors.
+        """
+        found = solve() if self.ranks.rank == 0 else None
+        moved = tree_map(lambda tensor: tensor.cpu(), found)
+        device = self.outputs.device
+        return tree_map(lambda tensor: tensor.to(device), self.ranks.first(moved))
 
     def add_up(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace tensors by their sums over the ranks, in place."""

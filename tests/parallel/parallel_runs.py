@@ -365,6 +365,7 @@ def logs(folder: Path, ranks: int) -> None:
 
     monitors = [
         GGNSpectrumMonitor(k=2, every_n_steps=1),
+        Keep(every_n_steps=1),
         GGNSpectrumMonitor(k=2, schedule=odd, prefix="odd/"),
         ModelCheckpoint(monitor="ggn/eigenvalue_1", mode="max", dirpath=folder / "best"),
     ]

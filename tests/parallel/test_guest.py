@@ -103,5 +103,6 @@ def test_only_rank_zero_logs_and_all_decide_alike(two: Path) -> None:
     assert float(first["metrics"]["ggn/eigenvalue_1"]) == pytest.approx(
         float(rows[-1]["ggn/eigenvalue_1"]), rel=1e-6
     )
+    assert torch.equal(first["metrics"]["ggn/eigenvalue_1"], first["metrics"]["keep/largest"])
     odd = float(first["metrics"]["odd/ggn/eigenvalue_1"])  # rank 0's schedule: step 1 only
     assert odd == pytest.approx(float(rows[1]["ggn/eigenvalue_1"]), rel=1e-6)

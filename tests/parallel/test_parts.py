@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,8 +15,11 @@ from torch import Tensor
 from lightning_vivit import GGNSpectrumMonitor
 from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
-from lightning_vivit.parallel import PeerError, Ranks, fingerprint, take_part
-from lightning_vivit.parallel.messages import Form
+from lightning_vivit.factors.contract import contract
+from lightning_vivit.parallel import PeerError, Ranks, fingerprint, gather_batch, take_part
+from lightning_vivit.parallel.messages import Form, rows_form
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8, 11])
@@ -29,6 +34,46 @@ def test_parts_are_contiguous_and_complete(samples: int, size: int) -> None:
     lengths = [len(part["x"]) for part in kept]
     assert max(lengths) - min(lengths) <= 1
     assert sum(borrowed for _, borrowed in parts) == max(0, size - samples)
+
+
+@dataclass
+class Pair:
+    """Batches may be dataclasses and mappings that are no dicts."""
+
+    x: Tensor
+    more: UserDict[str, Tensor]
+
+
+def test_parts_of_other_containers() -> None:
+    batch = Pair(torch.arange(4), UserDict(y=torch.arange(8).reshape(4, 2)))
+    part, _ = take_part(batch, Ranks(1, 2))
+    assert part.x.tolist() == [2, 3] and part.more["y"].tolist() == [[4, 5], [6, 7]]
+    assert fingerprint(part) != fingerprint(batch)
+
+
+def test_parts_are_joined_in_the_order_of_the_ranks() -> None:
+    other = [torch.tensor([4, 5, 6]), torch.ones(2, 3), torch.tensor(1.0)]
+    ranks = Recorded([other])
+    batch = Pair(torch.tensor([1, 2]), UserDict(w=torch.ones(2, 3), s=torch.tensor(1.0)))
+    whole = gather_batch(batch, ranks)
+    assert whole.x.tolist() == [1, 2, 4, 5, 6]
+    assert whole.more["w"].shape == (2, 3)  # a row for each sample of one rank only by chance
+    assert ranks.gave[0][0].tolist() == [1, 2]
+
+
+def test_rows_of_a_factor_give_its_kernel() -> None:
+    factor = OuterProduct(
+        torch.randn(3, 2, 1, 4, 5), torch.randn(3, 1, 6, 5), torch.Size([4, 6]), False, 1.0
+    )
+    form = rows_form(factor)
+    rows = form.prepare(factor)
+    assert isinstance(rows, Dense) and form.tensors["values"][0] == rows.values.shape
+    assert form.read(form.write(rows, torch.empty(form.size, dtype=torch.uint8)), CPU).shape == (
+        rows.shape
+    )
+    torch.testing.assert_close(contract(rows, rows), contract(factor, factor))
+    plain = Form.of(factor)
+    assert plain.prepare(factor) is factor
 
 
 def test_fingerprint_sees_every_entry() -> None:
@@ -61,7 +106,7 @@ def test_a_factor_survives_its_message(factor: Factor) -> None:
     buffer = torch.full((form.size + 100,), 7, dtype=torch.uint8)
     message = form.write(factor, buffer)
     assert message.numel() == form.size
-    found = form.read(message.clone(), torch.device("cpu"))
+    found = form.read(message.clone(), CPU)
     assert type(found) is type(factor) and vars(found).keys() == vars(factor).keys()
     for name, value in vars(factor).items():
         other = getattr(found, name)
