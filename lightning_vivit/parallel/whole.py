@@ -93,8 +93,9 @@ class Whole:
         Args:
             solve: Called on rank 0; returns tensors.
         """
-        found = solve() if self.ranks.rank == 0 else None
-        moved = tree_map(lambda tensor: tensor.cpu(), found)
+        moved = None
+        if self.ranks.rank == 0:
+            moved = tree_map(lambda tensor: tensor.cpu(), solve())
         device = self.outputs.device
         return tree_map(lambda tensor: tensor.to(device), self.ranks.first(moved))
 

@@ -15,7 +15,7 @@ ROOT = PROGRAM.parents[2]
 
 
 def launch(
-    name: str, ranks: int, folder: Path, seconds: float = 120
+    name: str, ranks: int, folder: Path, seconds: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; it is an error of the test if it does not end in time."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
