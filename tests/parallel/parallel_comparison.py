@@ -58,7 +58,8 @@ def compare(name: str, ranks: list[dict[str, Any]], place: int) -> int:
         group, first = found[0]["group"], found[0]
         limit = None if "data" in options else options.get("max_samples", 64)
         expected = single(name, list(found), limit, options.get("seed", 0) + first["step"])
-        directions = expected.directions(group, K)
+        k = min(K, expected.rank(group))
+        directions = expected.directions(group, k)
         for each in found:
             assert each["num_samples"] == expected.num_samples
             assert_close(each["outputs"], expected.outputs, "outputs")
@@ -69,25 +70,25 @@ def compare(name: str, ranks: list[dict[str, Any]], place: int) -> int:
             if each["ntk"] is not None:
                 assert_close(each["ntk"], expected.ntk(group), "ntk")
             signs = torch.sign((each["gammas"] * directions.gammas).sum(0))
-            apart = separated(expected.eigenvalues(group))
+            apart = separated(expected.eigenvalues(group), k)
             assert bool(apart.any())
             gammas = each["gammas"] * signs
             assert_close(gammas[:, apart], directions.gammas[:, apart], "gammas")
             assert_close(each["lambdas"][:, apart], directions.lambdas[:, apart], "lambdas")
-            vectors = expected.eigenvectors(group, K)
+            vectors = expected.eigenvectors(group, k)
             for parameter, vector in vectors.items():
                 mine = torch.einsum("k...,k->k...", each["vectors"][parameter], signs.float())
                 top = mine[-1] - vector[-1]
                 assert not apart[-1] or float(top.abs().max()) < 1e-5, parameter
-            step = expected.newton_step(group, K, damping=0.1)
+            step = expected.newton_step(group, k, damping=0.1)
             whole = torch.cat([part.flatten() for part in step.values()])
             mine = torch.cat([each["step_vector"][key].flatten() for key in step])
             assert_close(mine, whole, "newton step", 1e-4)
     return len(kept[0])
 
 
-def separated(eigenvalues: Tensor) -> Tensor:
-    """Which of the K leading directions are determined to single precision, [K]."""
-    top = eigenvalues[-K - 1 :]
+def separated(eigenvalues: Tensor, k: int) -> Tensor:
+    """Which of the k leading directions are determined to single precision, [k]."""
+    top = eigenvalues[-k - 1 :]
     gaps = (top[1:] - top[:-1]) / top[-1]
     return (gaps > 0.03) & torch.cat([gaps[1:] > 0.03, gaps.new_ones(1) > 0])

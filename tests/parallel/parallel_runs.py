@@ -118,9 +118,42 @@ class Uneven(IterableDataset[Any]):
             yield images[chosen], labels[chosen]
 
 
+class Special(Uneven):
+    """Rank 0's samples are marked."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, labels in super().__iter__():
+            marked = images.clone()
+            marked[:, 0, 0, 0] = 9.0 if self.rank == 0 else 0.0
+            yield marked, labels
+
+
 class Streaming(Weighted):
     def train_dataloader(self) -> Any:
         return DataLoader(Uneven(self.trainer.global_rank), batch_size=None)
+
+
+class Experts(Streaming):
+    """A branch that only rank 0's samples take, so the others do not use its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.expert = nn.Linear(72, 6), nn.Linear(6, 6)
+        self.net = nn.Sequential(nn.Tanh(), nn.Linear(6, CLASSES))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = self.first(batch[0].flatten(1))
+        special = batch[0][:, 0, 0, 0] > 5.0
+        if bool(special.any()):
+            hidden = hidden + self.expert(hidden) * special.unsqueeze(1)
+        return self.loss(self.net(hidden), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Special(self.trainer.global_rank), batch_size=None)
 
 
 class Words(pl.LightningModule):
@@ -164,7 +197,8 @@ class Keep(Monitor):
         super().on_train_batch_start(trainer, pl_module, batch, idx)
 
     def measure(self, evaluation: Evaluation, group: str) -> Findings:
-        found = evaluation.directions(group, K)
+        k = min(K, evaluation.rank(group))
+        found = evaluation.directions(group, k)
         kept = {
             "group": group,
             "step": self._step,
@@ -176,8 +210,8 @@ class Keep(Monitor):
             "gammas": found.gammas,
             "lambdas": found.lambdas,
             "ntk": evaluation.ntk(group) if self.needs_kernel else None,
-            "vectors": evaluation.eigenvectors(group, K),
-            "step_vector": evaluation.newton_step(group, K, damping=0.1),
+            "vectors": evaluation.eigenvectors(group, k),
+            "step_vector": evaluation.newton_step(group, k, damping=0.1),
             "loss": evaluation.loss,
             "norms": evaluation.gradient_norms(group),
         }
@@ -210,6 +244,17 @@ def broken_problem(module: Any, batch: Any) -> Problem:
     if torch.distributed.get_rank() == 1:
         raise ValueError("struck in problem")
     return Problem(module.net, nn.CrossEntropyLoss(), batch[0], batch[1])
+
+
+def broken_round(module: Any, batch: Any) -> Problem:
+    """Rank 1 cannot read what the others send."""
+
+    def read(self: Any, message: Any, device: Any) -> Any:
+        raise ValueError("struck in round")
+
+    if torch.distributed.get_rank() == 1:
+        lightning_vivit.parallel.kernels.Form.read = read
+    return explicit_problem(module, batch)
 
 
 def explicit_problem(module: Any, batch: Any) -> Problem:
@@ -296,7 +341,8 @@ VALUES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
     "ggn": (Net, {"kernel": False}),
     "probe": (Net, {"data": "train", "max_samples": 7}),
     "val": (Net, {"data": "val", "max_samples": 5}),
-    "few": (Net, {"data": "train", "max_samples": 2, "seed": 3}),
+    "one": (Net, {"data": "train", "max_samples": 1, "seed": 3}),
+    "few": (Net, {"data": "train", "max_samples": 3, "seed": 3}),
     "layers": (Net, {"param_groups": "layer", "max_samples": 3}),
     "mc": (Net, {"mc_samples": 2, "kernel": False}),
     "explicit": (Net, {"problem": explicit_problem}),
@@ -306,6 +352,7 @@ VALUES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
     "divided": (Divided, {}),
     "divided_probe": (Divided, {"data": "train", "max_samples": 9}),
     "uneven": (Streaming, {}),
+    "experts": (Experts, {}),
     "words": (Words, {"kernel": False, "max_samples": 3}),
     "words_kernel": (Words, {"data": "train", "max_samples": 5}),
 }
@@ -321,9 +368,11 @@ def keepers(kind: type[pl.LightningModule]) -> dict[str, Keep]:
 
 def values(folder: Path, ranks: int) -> None:
     """All monitors at once, on every module."""
-    for kind in (Net, Weighted, Divided, Streaming, Words):
+    for kind in (Net, Weighted, Divided, Streaming, Experts, Words):
         monitors = keepers(kind)
-        options = {"use_distributed_sampler": kind is not Streaming}
+        options: dict[str, Any] = {"use_distributed_sampler": not issubclass(kind, Streaming)}
+        if kind is Experts:
+            options["strategy"] = {"find_unused_parameters": True}
         fit(folder, f"values_{kind.__name__}", ranks, kind(), *monitors.values(), **options)
 
 
@@ -382,8 +431,9 @@ def faults(folder: Path, ranks: int) -> None:
             name = f"{where}{rank}"
             other = Keep(every_n_steps=1, prefix="other/")
             fit(folder, name, ranks, Net(), Broken(where, rank, **options), other)
-    pair = [Keep(problem=broken_problem, prefix=prefix, **options) for prefix in ("a/", "b/")]
-    fit(folder, "problem1", ranks, Net(), *pair)
+    for name, broken in (("problem1", broken_problem), ("round1", broken_round)):
+        pair = [Keep(problem=broken, prefix=prefix, **options) for prefix in ("a/", "b/")]
+        fit(folder, name, ranks, Net(), *pair)
     logger = FailingLogger(folder, name="failing", version="0")
     other = Keep(every_n_steps=1, prefix="other/")
     fit(folder, "logger0", ranks, Net(), Keep(**options), other, logger=logger)

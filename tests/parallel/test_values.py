@@ -41,7 +41,7 @@ def test_number_of_samples_grows_with_the_ranks(two: Path) -> None:
     sizes = {name: found[places.index(name)][0]["num_samples"] for name in places}
     assert sizes["batch"] == 2 * 4
     assert sizes["layers"] == 2 * 3  # max_samples limits each rank's own batch
-    assert sizes["probe"] == 7 and sizes["few"] == 2  # one probe, divided
+    assert sizes["probe"] == 7 and sizes["few"] == 3 and sizes["one"] == 1  # a probe, divided
 
 
 def check_passes(folder: Path, ranks: int) -> None:
