@@ -27,30 +27,29 @@ def common_buffers(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    places = {
-        f"{path}.{name}": (child, name)
+    places: dict[str, tuple[nn.Module, str, Tensor]] = {
+        f"{path}.{name}": (child, name, buffer)
         for path, child in module.named_modules()
         for name, buffer in child._buffers.items()
         if buffer is not None
     }
-    own = {key: child._buffers[name] for key, (child, name) in places.items()}
-    sums = {key: _checksum(buffer) for key, buffer in own.items() if buffer is not None}
-    everywhere = ranks.exchange(sums)
-    differing = [key for key in sums if any(each.get(key) != sums[key] for each in everywhere)]
-    differing = sorted(set(differing).union(*ranks.exchange(differing)) & set(everywhere[0]))
+    sums = ranks.exchange({key: _checksum(buffer) for key, (_, _, buffer) in places.items()})
+    differing = [
+        key for key, value in sums[0].items() if any(each.get(key) != value for each in sums)
+    ]
     sent: dict[str, Tensor] = {}
     if differing:
-        mine = {key: own[key].detach().cpu() for key in differing} if ranks.rank == 0 else {}  # type: ignore[union-attr]
+        mine = {key: places[key][2].detach().cpu() for key in differing if ranks.rank == 0}
         sent = ranks.first(mine)
     try:
         for key, value in sent.items():
             if key in places and ranks.rank > 0:
-                child, name = places[key]
-                child._buffers[name] = value.to(child._buffers[name].device)  # type: ignore[union-attr]
+                child, name, buffer = places[key]
+                child._buffers[name] = value.to(buffer.device)
         yield
     finally:
-        for key, (child, name) in places.items():
-            child._buffers[name] = own[key]
+        for child, name, buffer in places.values():
+            child._buffers[name] = buffer
 
 
 def _checksum(buffer: Tensor) -> int:

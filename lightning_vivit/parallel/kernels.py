@@ -230,9 +230,14 @@ class _Round:
         return min(costs, key=lambda name: costs[name]) == "rows" and entries <= self.plan.entries
 
     def _contract(
-        self, key: tuple[str, str], first: Factor, second: Factor, source: int, shift: int,
+        self,
+        key: tuple[str, str],
+        first: Factor,
+        second: Factor,
+        source: int,
+        shift: int,
         total: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add the block of this rank's rows and another rank's columns, and its mirror image."""
         rank, size = self.whole.ranks.rank, self.whole.ranks.size
         here, there = self.whole.place(rank), self.whole.place(source)

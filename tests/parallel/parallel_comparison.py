@@ -20,8 +20,8 @@ def whole_batch(found: list[dict[str, Any]]) -> list[Tensor]:
     return [torch.cat(parts) for parts in zip(*(each["batch"] for each in found), strict=True)]
 
 
-def single(name: str, found: list[dict[str, Any]], limit: int | None, seed: int) -> Evaluation:
-    """The evaluation that one process makes at the weights and buffers of rank 0."""
+def stated(name: str, found: list[dict[str, Any]], limit: int | None) -> Problem:
+    """The problem of one process at the weights and buffers of rank 0."""
     kind, options = VALUES[name]
     module = kind()
     module.load_state_dict(found[0]["state"])
@@ -29,7 +29,12 @@ def single(name: str, found: list[dict[str, Any]], limit: int | None, seed: int)
     batch = whole_batch(cut)
     make = options.get("problem")
     module.eval()
-    problem = Problem.from_training_step(module, batch) if make is None else make(module, batch)
+    return Problem.from_training_step(module, batch) if make is None else make(module, batch)
+
+
+def single(name: str, found: list[dict[str, Any]], limit: int | None, seed: int) -> Evaluation:
+    """The evaluation that one process makes."""
+    problem, options = stated(name, found, limit), VALUES[name][1]
     choice: dict[str, Any] = {"param_groups": options.get("param_groups", "all")}
     if options.get("mc_samples"):
         choice |= {"columns": "mc", "mc_samples": options["mc_samples"]}

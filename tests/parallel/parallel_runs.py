@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_vivit.parallel.kernels
 from lightning_vivit import (
@@ -219,6 +220,15 @@ class Keep(Monitor):
         return Findings({"largest": kept["eigenvalues"][-1]})
 
 
+class Counted(Keep):
+    """Counts the multiplications of each monitored step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, idx: int) -> None:
+        with FlopCounterMode(display=False) as counter:
+            super().on_train_batch_start(trainer, pl_module, batch, idx)
+        self.found[-1]["count"] = counter.get_total_flops()
+
+
 class Broken(Keep):
     """Fails on one rank only."""
 
@@ -376,6 +386,11 @@ def values(folder: Path, ranks: int) -> None:
         fit(folder, f"values_{kind.__name__}", ranks, kind(), *monitors.values(), **options)
 
 
+def work(folder: Path, ranks: int) -> None:
+    """How much of one probe each rank does."""
+    fit(folder, "work", ranks, Net(), Counted(every_n_steps=1, data="train", max_samples=24))
+
+
 def memory(folder: Path, ranks: int) -> None:
     """A budget that forces passes over layers and pairs of column blocks."""
     usual = lightning_vivit.parallel.kernels.default_budget
@@ -441,7 +456,7 @@ def faults(folder: Path, ranks: int) -> None:
 
 def everything(folder: Path, ranks: int) -> None:
     """All of these in one process, whose start takes longer than they do."""
-    for program in (values, memory, identity, logs, faults, ended):
+    for program in (values, work, memory, identity, logs, faults, ended):
         program(folder, ranks)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_comparison import compare
+from parallel_comparison import assert_close, compare, stated
 from parallel_launch import read
-from parallel_runs import VALUES, Net, keepers
+from parallel_runs import VALUES, K, Net, keepers
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_vivit.evaluation import evaluate
 
 
 def check(name: str, folder: Path, ranks: int) -> None:
@@ -42,6 +45,30 @@ def test_number_of_samples_grows_with_the_ranks(two: Path) -> None:
     assert sizes["batch"] == 2 * 4
     assert sizes["layers"] == 2 * 3  # max_samples limits each rank's own batch
     assert sizes["probe"] == 7 and sizes["few"] == 3 and sizes["one"] == 1  # a probe, divided
+
+
+def check_work(folder: Path, ranks: int) -> None:
+    """Each rank does its share of what one process does, and little more."""
+    kept = [each["found"][0] for each in read(folder, "work", ranks)]
+    problem = stated("probe", [found[-1] for found in kept], None)
+    for _ in range(2):  # the first time the structure is proved
+        with FlopCounterMode(display=False) as counter:
+            expected = evaluate(problem)
+            expected.eigenvectors(k=K)
+            expected.newton_step(k=K, damping=0.1)
+    assert_close(kept[0][-1]["ntk"], expected.ntk(), "ntk")
+    share = max(found[-1]["count"] for found in kept) / counter.get_total_flops()
+    assert share < 1.25 / ranks
+    assert share > 0.9 / ranks
+
+
+def test_the_work_is_shared(two: Path) -> None:
+    check_work(two, 2)
+
+
+@pytest.mark.long
+def test_the_work_is_shared_by_four(four: Path) -> None:
+    check_work(four, 4)
 
 
 def check_passes(folder: Path, ranks: int) -> None:
