@@ -59,7 +59,7 @@ def check_work(folder: Path, ranks: int) -> None:
     assert_close(kept[0][-1]["ntk"], expected.ntk(), "ntk")
     share = max(found[-1]["count"] for found in kept) / counter.get_total_flops()
     assert share < 1.25 / ranks
-    assert share > 0.9 / ranks
+    assert share > 0.5 / ranks  # below 1 / ranks: the exchange uses the symmetry of small kernels
 
 
 def test_the_work_is_shared(two: Path) -> None:
