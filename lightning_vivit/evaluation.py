@@ -19,6 +19,7 @@ from lightning_vivit.kernels import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, make_loss
 from lightning_vivit.output_evaluation import OutputEvaluation
 from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
+from lightning_vivit.parallel import Part, Whole, join, shared_kernels
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.results import Block, Evaluation
 
@@ -39,6 +40,7 @@ def evaluate(
     max_memory: int | None = None,
     kernel: bool = True,
     backend: str = "auto",
+    part: Part | None = None,
 ) -> Evaluation:
     """Run a problem once and keep its kernels.
 
@@ -56,6 +58,8 @@ def evaluate(
         backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
             module with BackPACK and refuses what BackPACK cannot do; ``auto`` takes autograd,
             which was faster on every network of the benchmark.
+        part: In a run of several processes, says that the problem's batch is this rank's part of
+            one batch; the results are then those of the whole batch, on every rank.
 
     Returns:
         The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
@@ -64,17 +68,22 @@ def evaluate(
     Raises:
         OptionError: Unknown option value.
         ProblemError: The problem is not supported; the message says what is.
+        PeerError: Another rank failed.
     """
     if columns not in COLUMNS:
         raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
     session = _session(backend, columns)
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
-    with problem.recorded(wanted, session) as recording:
+    with problem.recorded(wanted, session, part is not None) as recording:
         outputs = recording.outputs
         axis, structure = _located(recording, session)
         layout = SampleLayout(axis.num_samples, axis.minor)
-        loss = None if recording.loss is None else make_loss(recording.loss, layout)
+        call, every, whole = recording.loss, layout, None  # type: ignore[var-annotated]
+        if part is not None:
+            whole = join(part, recording, layout, structure)
+            call, every, structure = whole.call, whole.layout, whole.structure
+        loss = None if call is None else make_loss(call, every)
         root, gradient = None, None
         small = torch.float64 if dtype is None else dtype
         if loss is not None:
@@ -93,9 +102,12 @@ def evaluate(
         else:
             if root is None or gradient is None:
                 raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
-            cotangents = sampled_columns(outputs, layout, root, gradient)
+            cotangents = sampled_columns(outputs, layout, *_own(whole, root, gradient))
         task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups, session)
-        kernels = compute_kernels(task, max_memory=max_memory)
+        if whole is None:
+            kernels = compute_kernels(task, max_memory=max_memory)
+        else:
+            kernels = shared_kernels(task, whole, max_memory)
         blocks = {}
         for group, names in groups.items():
             block = kernels.blocks[group]
@@ -110,8 +122,13 @@ def evaluate(
                 weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
                 blocks[group] = Block(names, None, weighted)
     return Evaluation(
-        recording, layout, loss, root, gradient, blocks, kernels, structure.unused, basis
+        recording, layout, loss, root, gradient, blocks, kernels, structure.unused, basis, whole
     )
+
+
+def _own(whole: Whole | None, root: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the samples that were recorded here."""
+    return (root, gradient) if whole is None else (whole.own(root), whole.own(gradient))
 
 
 def _session(backend: str, columns: str) -> BackpackSession | None:

@@ -35,10 +35,10 @@ def add_kernels(
     total: Tensor | None = None
     both = [name for name in names if name in factors and name in others]
     plain = {name: factors[name] for name in both}
-    left = right = _fuse_biases(plain)
+    left = right = fuse_biases(plain)
     if others is not factors:
         others = {name: others[name] for name in both}
-        right = _fuse_biases(others)
+        right = fuse_biases(others)
         if right.keys() != left.keys():  # different forms of the same parameters
             left, right = plain, others
     for name, factor in left.items():
@@ -51,7 +51,7 @@ def add_kernels(
     return total
 
 
-def _fuse_biases(factors: Mapping[str, Factor]) -> dict[str, Factor]:
+def fuse_biases(factors: Mapping[str, Factor]) -> dict[str, Factor]:
     """Join each weight with the bias of the same use, which then costs nothing."""
     joined = {name: f for name, f in factors.items() if not isinstance(f, Shift)}
     for bias, shift in factors.items():

@@ -148,13 +148,18 @@ class Problem:
 
     @contextmanager
     def recorded(
-        self, names: list[str] | None = None, session: BackpackSession | None = None
+        self,
+        names: list[str] | None = None,
+        session: BackpackSession | None = None,
+        is_part: bool = False,
     ) -> Iterator[Recording]:
         """Run the forward pass under the recorder.
 
         Args:
             names: Differentiate only these parameters.
             session: Extends the module with BackPACK, on a copy.
+            is_part: The batch is a part of one; its own loss may be undefined, such as the mean
+                over targets that are all ignored.
 
         Yields:
             The recording; autocast is off and the random state is forked until the end.
@@ -186,7 +191,7 @@ class Problem:
                 loss, value = self._explicit_loss(recorder, outputs, targets)
             outputs = _check_outputs(outputs if loss is None else loss.outputs)
             recorder.forget()
-            if value is not None and not bool(torch.isfinite(value).all()):
+            if value is not None and not is_part and not bool(torch.isfinite(value).all()):
                 raise ProblemError(
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."

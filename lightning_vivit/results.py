@@ -6,8 +6,9 @@ derivatives, the Newton step and the NTK of the same batch are cheap linear alge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.kernels import Kernels
 from lightning_vivit.losses import SampleLayout, SampleLoss
+from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
 from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, numerical_floor
+
+_T = TypeVar("_T")
 
 _NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
 
@@ -58,8 +62,10 @@ class Evaluation:
         kernels: Kernels,
         unused: Sequence[str],
         basis: Tensor | None,
+        whole: Whole | None = None,
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
+        self._whole = whole  # all ranks' samples; what was recorded are this rank's
         self._tape = recording.tape
         self._live_outputs = recording.outputs
         self._layout = layout
@@ -83,6 +89,13 @@ class Evaluation:
         if recording.loss is not None:
             self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
         self.unused = list(unused)
+        self._rows = layout  # of the targets
+        if whole is not None:
+            self._rows, self.num_samples = whole.layout, whole.num_samples
+            self.outputs = whole.outputs
+            self.targets = None if whole.call is None else whole.call.target
+            if loss is not None and recording.value is not None:
+                self.loss = (loss.scale * loss.value().sum()).to(recording.value.dtype)
 
     @property
     def num_directions(self) -> int:
@@ -97,7 +110,7 @@ class Evaluation:
         targets = self.targets
         if not isinstance(targets, Tensor) or targets.ndim == 0:
             return None
-        return targets if targets.shape[0] == self.num_samples else self._layout.split(targets)
+        return targets if targets.shape[0] == self.num_samples else self._rows.split(targets)
 
     def rank(self, group: str = "all") -> int:
         """Number of eigenvalues of the GGN above rounding."""
@@ -148,8 +161,10 @@ class Evaluation:
             if kept is not None and kept[0].numel() == kept[1].shape[0]:
                 self._values[key] = kept[0]
             else:
-                gram = self._gram(group, samples)
-                self._values[key] = gram_eigenvalues(gram, self._live_outputs.dtype)
+                dtype = self._live_outputs.dtype
+                self._values[key] = self._solved(
+                    lambda: gram_eigenvalues(self._gram(group, samples), dtype)
+                )
         values = self._values[key]
         if self._basis is None:
             return values
@@ -349,10 +364,14 @@ class Evaluation:
         key = (group, _key(samples))
         kept = self._pairs.get(key)
         if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            kept = gram_eigenpairs(self._gram(group, samples), k)
+            kept = self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k))
             self._pairs[key] = kept
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
+
+    def _solved(self, solve: Callable[[], _T]) -> _T:
+        """The result of an eigensolver, the same one on all ranks."""
+        return solve() if self._whole is None else self._whole.on_first(solve)
 
     def _output_coefficients(
         self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
@@ -372,6 +391,15 @@ class Evaluation:
 
     def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
         """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
+        if self._whole is None:
+            return self._recorded_sums(group, coefficients)
+        found = self._recorded_sums(group, self._whole.own(coefficients))
+        found = {name: part.contiguous() for name, part in found.items()}
+        self._whole.add_up(found)
+        return found
+
+    def _recorded_sums(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
+        """The same over the samples that were recorded here."""
         names = self._block(group).names
         if self._factors is not None:
             weights = coefficients.to(self._live_outputs.dtype)

@@ -33,6 +33,7 @@ from lightning_vivit.loggers import (
     x_axis_step,
 )
 from lightning_vivit.loggers.dashboard import COST, charts
+from lightning_vivit.parallel import Ranks
 from lightning_vivit.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
@@ -65,7 +66,8 @@ class Monitor(Callback):
         seed: Chooses the samples of the probe batch, and seeds Monte Carlo draws.
         max_samples: Upper limit of samples; tensors of the batch whose first dimension is the
             batch size are sliced. For a probe drawn from a loader, its size. None for no limit:
-            the kernel has (samples times outputs) squared entries.
+            the kernel has (samples times outputs) squared entries. With DDP it limits each rank's
+            part of the training batch; a probe is divided among the ranks.
         param_groups: "all" (one block), "layer", "parameter", or lists of parameter names. With
             several groups the name of the group goes after the first part of each key.
         dtype: Of the small linear algebra, "float32" or "float64" (the default).
@@ -163,6 +165,7 @@ class Monitor(Callback):
         self._measured = False  # whether a step of this run was measured
         self._looks = 0  # monitored steps since the start or the resume
         self._stopped = False
+        self._late: Exception | None = None  # of a hook between the monitored steps
         self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
         self._raw.clear()
@@ -242,7 +245,7 @@ class Monitor(Callback):
         self._start_over()
         if monitors and monitors[0] is self:
             needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
-            session = Session(last=monitors[-1], kernel_requests=needs)
+            session = Session(monitors[-1], needs, Ranks.of(trainer))
             for monitor in monitors:
                 monitor._session = session
 
@@ -280,9 +283,11 @@ class Monitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first validation batch, in case no probe can be drawn from the loader."""
-        with self._guarded():
-            if self.source.wants_validation and dataloader_idx == 0:
+        if self.source.wants_validation and dataloader_idx == 0:
+            try:
                 self.source.see_validation(batch)
+            except Exception as error:  # told at the next monitored step, to all ranks
+                self._late = error
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -302,13 +307,15 @@ class Monitor(Callback):
             return False
         self._step = step
         due = self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
-        return due and self._affordable(trainer)
+        if self.schedule.function is not None:
+            due = bool(self._session.ranks.first(due))  # it may say something else on each rank
+        return due and self._affordable()
 
-    def _affordable(self, trainer: Trainer) -> bool:
+    def _affordable(self) -> bool:
         if self.max_overhead is None:
             return True
         pacer = self._session.pacer
-        affordable: bool = trainer.strategy.broadcast(pacer.affords(self.max_overhead))
+        affordable = bool(self._session.ranks.first(pacer.affords(self.max_overhead)))
         if not affordable and not self._stretched:
             self._stretched = True
             rank_zero_info(
@@ -322,7 +329,8 @@ class Monitor(Callback):
         cost = self._session.pacer.end_step()
         if cost is not None and not self._stopped:
             scalars = dict(zip(COST_KEYS, cost, strict=True))
-            publish(trainer, Report(x_axis_step(trainer), scalars))
+            publish(trainer, Report(x_axis_step(trainer), self._session.ranks.first(scalars)))
+            self._session.ranks.exchange()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -331,12 +339,14 @@ class Monitor(Callback):
         try:
             yield
         except Exception as error:
-            self._fail(error)
+            self._fail(self._session.ranks.spread(error))
         finally:
             self._looked_at = None
 
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         with isolated_rng(), shown_in_progress_bar(trainer, type(self).__name__):
+            if self._late is not None:
+                raise self._late
             batch = self._session.batch(self.source, trainer, module, batch)
             if batch is None:
                 return
@@ -351,10 +361,12 @@ class Monitor(Callback):
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
             report = self._report(evaluation)
+            report.scalars = self._session.ranks.first(report.scalars)
             self._measured = True
             self._values = report.scalars
             publish(trainer, report)
             self._raw.take(trainer, report, type(self).__name__, self.options())
+            self._session.ranks.exchange()
 
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_vivit.errors import OptionError
-
-SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 def check_setup(
@@ -57,10 +55,14 @@ def check_setup(
                 "With a dataloader_iter there is no batch at the start of a step. Use "
                 "data='train', data='val' or a probe."
             )
-    if isinstance(trainer.strategy, SHARDED):
+    strategy = trainer.strategy
+    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if isinstance(strategy, ParallelStrategy) and not whole:
         found.append(
-            f"{type(trainer.strategy).__name__} shards the parameters, which is not supported. "
-            "Use a single device or DDP."
+            f"{type(strategy).__name__} is not supported: FSDP, FSDP2 (ModelParallelStrategy), "
+            "DeepSpeed and the like shard the parameters, and a rank needs all of them. Supported: "
+            "a single device, and DDP (strategy='ddp', 'ddp_spawn', 'ddp_fork', 'ddp_notebook', "
+            "with their options)."
         )
     if found:
         raise OptionError(f"{name} cannot watch this run. " + " ".join(found))

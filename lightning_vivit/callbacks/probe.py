@@ -186,7 +186,7 @@ def draw_batch(loader: Any, seed: int, max_samples: int | None) -> Any:
     except Exception as error:
         raise _CannotDrawError(f"its data set cannot be copied: {error}") from error
     generator = torch.Generator().manual_seed(seed)
-    indices = getattr(getattr(loader, "sampler", None), "indices", None)
+    indices = _sampled_indices(getattr(loader, "sampler", None))
     candidates = list(range(len(dataset))) if indices is None else list(indices)
     if not candidates:
         raise ProblemError("A probe was to be drawn from a data set without samples.")
@@ -199,6 +199,12 @@ def draw_batch(loader: Any, seed: int, max_samples: int | None) -> Any:
     if hasattr(dataset, "__getitems__"):
         return collate(dataset.__getitems__(chosen))
     return collate([dataset[index] for index in chosen])
+
+
+def _sampled_indices(sampler: Any) -> Any:
+    """The indices of a subset sampler, also of one that Lightning wrapped for several processes."""
+    wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+    return getattr(sampler if wrapped is None else wrapped, "indices", None)
 
 
 def limit_samples(batch: Any, max_samples: int | None) -> Any:

@@ -9,6 +9,7 @@ evaluation each; in particular monitors with different parameter groups do not s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +23,14 @@ from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.evaluation import Evaluation, evaluate, evaluate_outputs
 from lightning_vivit.groups import ParamGroups
 from lightning_vivit.output_kernels import OutputKernel
+from lightning_vivit.parallel import (
+    Part,
+    Ranks,
+    common_buffers,
+    fingerprint,
+    gather_batch,
+    take_part,
+)
 from lightning_vivit.problem import Problem
 
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
@@ -62,10 +71,17 @@ class Session:
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
         kernel_requests: Requests that need the NTK, which the other monitors can do without.
+        ranks: The processes of the run.
     """
 
-    def __init__(self, last: object, kernel_requests: Iterable[Request] = ()) -> None:
+    def __init__(
+        self,
+        last: object,
+        kernel_requests: Iterable[Request] = (),
+        ranks: Ranks | None = None,
+    ) -> None:
         self.last = last
+        self.ranks = Ranks() if ranks is None else ranks
         self._kernel_keys = {request.key for request in kernel_requests}
         self.pacer = Pacer()
         self._probes: dict[tuple[Any, ...], Any] = {}
@@ -83,7 +99,7 @@ class Session:
         found = source.fetch(trainer, module, batch)
         if source.probe is not None:
             self._probes[source.key] = source.probe
-        return found
+        return found if all(self.ranks.exchange(found is not None)) else None
 
     def evaluate(
         self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
@@ -105,6 +121,7 @@ class Session:
             try:
                 kernel = request.key in self._kernel_keys
                 found = self._run(request, module, clone_tensors(batch), batch_idx, seed, kernel)
+                self.ranks.exchange()  # all have it, or nobody
             except Exception as error:
                 found = error
             self._results[request.key] = found
@@ -140,9 +157,10 @@ class Session:
         self._results.clear()
         self._writers.clear()
         self._reported = None
+        self.ranks.end_step()
 
-    @staticmethod
     def _run(
+        self,
         request: Request,
         module: LightningModule,
         batch: Any,
@@ -162,12 +180,41 @@ class Session:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples
             options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
-        if request.problem is None:
-            problem = Problem.from_training_step(module, batch, batch_idx)
-            problem.dtype = request.replay_dtype
-            return run(problem, **options)
-        with eval_mode(module):
-            problem = request.problem(module, batch)
+
+        def state(some: Any) -> Problem:
+            if request.problem is None:
+                problem = Problem.from_training_step(module, some, batch_idx)
+            else:
+                problem = request.problem(module, some)
             problem.dtype = problem.dtype or request.replay_dtype
-            with eval_mode(problem.model):
-                return run(problem, **options)
+            return problem
+
+        with ExitStack() as stack:
+            stack.enter_context(common_buffers(module, self.ranks))
+            if self.ranks.size > 1 and request.output_kernel is None:
+                batch, options["part"] = self._part(request, batch, state)
+            elif self.ranks.size > 1:  # not divided: every rank computes the whole
+                same = self._is_common(request, batch)
+                batch = batch if same else gather_batch(batch, self.ranks)
+            if request.problem is None:
+                return run(state(batch), **options)
+            stack.enter_context(eval_mode(module))
+            problem = state(batch)
+            stack.enter_context(eval_mode(problem.model))
+            return run(problem, **options)
+
+    def _part(
+        self, request: Request, batch: Any, state: Callable[[Any], Problem]
+    ) -> tuple[Any, Part]:
+        """What this rank looks at: its part of a probe that all ranks hold, or its own batch."""
+        if self._is_common(request, batch):
+            mine, borrowed = take_part(batch, self.ranks)
+            return mine, Part(self.ranks, borrowed, lambda: state(batch))
+        own = Part(self.ranks, False, lambda: state(gather_batch(batch, self.ranks)))
+        return batch, own
+
+    def _is_common(self, request: Request, batch: Any) -> bool:
+        """Whether all ranks hold the same probe."""
+        mark = None if request.source.data == "batch" else fingerprint(batch)
+        marks = set(self.ranks.exchange(mark))
+        return marks != {None} and len(marks) == 1
