@@ -178,8 +178,9 @@ class _Filler:
         """Fill, one group of row blocks after the other."""
         with self._bar:
             try:
-                for start in range(0, len(self._first.sizes), self._held):
-                    stripe = range(start, start + self._held)
+                count = len(self._first.sizes)
+                for start in range(0, count, self._held):
+                    stripe = range(start, min(count, start + self._held))
                     if any(i in stripe for i, _ in self._missing):
                         self._fill_rows(stripe)
             finally:
