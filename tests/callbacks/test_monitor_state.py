@@ -58,6 +58,55 @@ def test_a_resumed_run_logs_what_an_unbroken_one_does(tmp_path: Path, data: str)
             assert resumed.values(key) == pytest.approx(expected, abs=1e-6), key
 
 
+class Resumable:
+    """A loader that can go on in the middle of an epoch."""
+
+    def __init__(self) -> None:
+        self.inner = loader()
+        self.dataset = self.inner.dataset
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Any:
+        batches = list(self.inner)
+        for index in range(self.position, len(batches)):
+            self.position = index + 1
+            yield batches[index]
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+@pytest.mark.parametrize("data", ["batch", "val"])
+def test_a_run_resumed_in_the_middle_of_an_epoch(tmp_path: Path, data: str) -> None:
+    def run(folder: str, steps: int, ckpt_path: Path | None = None) -> RecordingLogger:
+        pl.seed_everything(1)
+        log = RecordingLogger()
+        options: dict[str, Any] = {"k": 2, "every_n_steps": 3, "data": data, "on_error": "raise"}
+        kinds = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+        saver = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=8)
+        callbacks = [saver, *(kind(**options) for kind in kinds)]
+        limits = {"max_steps": steps, "max_epochs": -1, "enable_checkpointing": True}
+        fit = trainer(tmp_path, *callbacks, logger=log, **limits)
+        fit.fit(Classifier(momentum=0.9), Resumable(), loader(), ckpt_path=ckpt_path)
+        return log
+
+    whole = run("whole", 17)
+    run("first", 8)  # an epoch has six steps
+    resumed = run("second", 17, tmp_path / "first" / "step=8.ckpt")
+    compared = [key for key in whole.seen() if "/" in key and not key.startswith("cost/")]
+    assert len(compared) > 10
+    for key in compared:
+        expected = {step: value for step, value in whole.values(key).items() if step >= 8}
+        assert resumed.values(key) == pytest.approx(expected, abs=1e-6), key
+
+
 def test_a_kept_probe_of_iterable_data_survives(tmp_path: Path) -> None:
     fit(tmp_path / "first", "train", 1, train=Stream())
     path = tmp_path / "first/epoch=0-of-1.ckpt"
