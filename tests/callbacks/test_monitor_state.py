@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def fit(
     run = trainer(
         root, saver, *monitors(data), logger=log, enable_checkpointing=True, max_epochs=epochs
     )
-    run.fit(Classifier(), loader(train), loader(train), ckpt_path=ckpt_path, weights_only=True)
+    options = {"weights_only": True} if "weights_only" in signature(run.fit).parameters else {}
+    run.fit(Classifier(), loader(train), loader(train), ckpt_path=ckpt_path, **options)
     return log, run
 
 
