@@ -136,7 +136,7 @@ def test_last_values_are_back_before_the_next_due_step(tmp_path: Path) -> None:
                 monitor.state_key.replace("'steps': (1000,)", "'every_n_steps': 4")
             )
     torch.save(state, tmp_path / "moved.ckpt")
-    run.fit(Classifier(), loader(), ckpt_path=tmp_path / "moved.ckpt", weights_only=True)
+    run.fit(Classifier(), loader(), ckpt_path=tmp_path / "moved.ckpt")
     assert {"ggn/eigenvalue_1", "directions/gradient_share", "ntk/trace"} <= seen[0]
     assert log.seen().isdisjoint({"ggn/trace"})
 
