@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
@@ -45,6 +46,7 @@ class Recording:
             samples times positions.
         loss: The loss call, or None if only the kernel is asked for.
         value: Value of the returned loss, or None.
+        total: The same with its graph, a scalar, or None.
         model: The user's module.
     """
 
@@ -53,6 +55,7 @@ class Recording:
     batch_size: int
     loss: LossCall | None
     value: Tensor | None
+    total: Tensor | None
     model: nn.Module
 
 
@@ -137,6 +140,36 @@ class Problem:
             )
         return found
 
+    def part(self, start: int, stop: int) -> Problem:
+        """The same problem on some of the samples.
+
+        Args:
+            start: The first sample.
+            stop: One after the last sample.
+
+        Returns:
+            A problem whose data are slices: of every tensor with one row per sample, and of
+            targets with T rows per sample, those of a sample together.
+        """
+        count = batch_size(self._inputs)
+
+        def cut(value: Any, rows: bool) -> Any:
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                return value
+            if value.shape[0] == count:
+                return value[start:stop]
+            if rows and value.shape[0] % count == 0:
+                each = value.shape[0] // count
+                return value[start * each : stop * each]
+            return value
+
+        cut_inputs = tree_map(lambda value: cut(value, False), self._inputs)
+        cut_targets = tree_map(lambda value: cut(value, True), self._targets)
+        part = Problem(self.model, self._loss, cut_inputs, cut_targets, reduction=self._reduction)
+        if self._step is not None:
+            part._step = (cut_inputs, self._step[1])
+        return part
+
     @contextmanager
     def recorded(
         self, names: list[str] | None = None, session: BackpackSession | None = None
@@ -178,12 +211,14 @@ class Problem:
                     outputs = loss.outputs
             recorder.forget()
             outputs = _check_outputs(outputs)
+            total = None if value is None else value.sum()
+            value = None if value is None else value.detach()
             if value is not None and not bool(torch.isfinite(value).all()):
                 raise ProblemError(
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
-            yield Recording(recorder.tape, outputs, count, loss, value, self.model)
+            yield Recording(recorder.tape, outputs, count, loss, value, total, self.model)
 
     def _attached(
         self, session: BackpackSession | None, stand_in: nn.Module
@@ -205,14 +240,14 @@ class Problem:
         if len(known) == 1 and not recorder.tape.other_losses:
             call = known[0]
             if call.result is value:
-                return LossCall(call.name, call.outputs, call.target, call.options), value.detach()
+                return LossCall(call.name, call.outputs, call.target, call.options), value
             multiplier = _multiplier(value, call)
             if multiplier is not None and value.ndim == 0:
                 found = LossCall(call.name, call.outputs, call.target, call.options, multiplier)
-                return found, value.detach()
+                return found, value
         reduction = self._reduction or getattr(self._loss, "reduction", None) or "mean"
         options = {"function": self._loss, "reduction": reduction}
-        return LossCall("custom", outputs, targets, options), value.detach()
+        return LossCall("custom", outputs, targets, options), value
 
 
 def batch_size(batch: Any) -> int:
@@ -305,7 +340,7 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
             f"{_OWN_LOSS}"
         )
     options = dict(call.options)
-    return LossCall(call.name, call.outputs, call.target, options, multiplier), loss.detach()
+    return LossCall(call.name, call.outputs, call.target, options, multiplier), loss
 
 
 def _influences(loss: Tensor, call: RecordedLoss) -> bool:

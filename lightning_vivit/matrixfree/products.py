@@ -1,0 +1,342 @@
+"""Products of the GGN or the Hessian with vectors, and Jacobian products of every sample.
+
+Choose this where N*D is too large for a Gram matrix. Nothing of the size outputs x parameters is
+formed. One microbatch at a time is in memory; with a single one its graph is kept, and a product
+costs one double backward pass (J v) and one backward pass (J^T w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_vivit.errors import OptionError
+from lightning_vivit.losses import SampleLayout, SampleLoss, make_loss
+from lightning_vivit.matrixfree.linear import Linearization, graph_grad, not_twice
+from lightning_vivit.matrixfree.parts import (
+    Size,
+    locate,
+    require_loss,
+    shares,
+    split_samples,
+)
+from lightning_vivit.problem import Problem, Recording, batch_size
+from lightning_vivit.replay import quiet_numerics
+
+MATRICES = ("ggn", "hessian")
+_BATCH_ENTRIES = 1 << 22  # outputs of all vectors that go through the graph at once
+
+
+@dataclass(frozen=True)
+class Space:
+    """Vectors over some parameters, flat [K, P] or by name.
+
+    Attributes:
+        shapes: Parameter name -> shape, in the order of the entries.
+    """
+
+    shapes: Mapping[str, torch.Size]
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """[K, P] to name -> [K, *shape], as views."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {
+            name: part.reshape(flat.shape[0], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Name -> [K, *shape] to [K, P]."""
+        return torch.cat([parts[name].flatten(1) for name in self.shapes], dim=1)
+
+
+@dataclass(frozen=True)
+class LivePart:
+    """One microbatch with its graph.
+
+    Attributes:
+        linear: Jacobian products of its outputs.
+        layout: Its samples in its outputs.
+        loss: Its per-sample loss.
+        gradients: Gradients of its loss with a graph (only for the Hessian), by name.
+        start: Its first sample in the batch.
+    """
+
+    linear: Linearization
+    layout: SampleLayout
+    loss: SampleLoss
+    gradients: dict[str, Tensor]
+    start: int
+
+    def outputs_of(self, pushed: Tensor) -> Tensor:
+        """J v [K, *outputs shape] as [N, D, K]."""
+        if pushed.shape[0] == 1:
+            return self.layout.flatten(pushed[0]).unsqueeze(2)
+        return torch.stack([self.layout.flatten(column) for column in pushed], dim=2)
+
+    def columns_of(self, outputs: Tensor) -> Tensor:
+        """[N, D, K] as columns [K, *outputs shape]."""
+        shape = self.linear.outputs.shape
+        if outputs.shape[2] == 1:
+            return self.layout.unflatten(outputs[:, :, 0], shape).unsqueeze(0)
+        return torch.stack([self.layout.unflatten(part, shape) for part in outputs.unbind(2)])
+
+
+class Products:
+    """Products of a problem's curvature with vectors.
+
+    Attributes:
+        num_samples: N.
+        depth: D, outputs of a sample.
+        scale: The loss is ``scale * sum_n l_n``.
+        value: Value of the loss, as the user reduces it.
+        outputs: [N, D], detached.
+        count: Vectors that were multiplied so far.
+        dtype: Dtype of the outputs, in which all is computed.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        names: Sequence[str],
+        *,
+        matrix: str = "ggn",
+        microbatch: int | None = None,
+        recording: Recording | None = None,
+    ) -> None:
+        """Run every microbatch once, for the scale of the whole batch's loss.
+
+        Args:
+            problem: What is differentiated; it needs a loss.
+            names: Parameters that the vectors range over.
+            matrix: ``ggn`` or ``hessian``.
+            microbatch: Samples that are in memory at once; None for the whole batch.
+            recording: A recording of the whole batch, if there is one already.
+
+        Raises:
+            OptionError: Unknown matrix, no loss, or an impossible microbatch.
+            ProblemError: The loss of microbatches cannot be put together.
+            InteractionError: Samples influence each other.
+        """
+        if matrix not in MATRICES:
+            raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
+        self._problem, self._names, self._matrix = problem, list(names), matrix
+        self._bounds = split_samples(batch_size(problem.inputs), microbatch)
+        self._kept: LivePart | None = None
+        self._starts: list[int] = []
+        self.count = 0
+        alone = len(self._bounds) == 1
+        sizes: list[Size] = []
+        values, scales, outputs = [], [], []
+        for index in range(len(self._bounds)):
+            with self._recorded(index, recording) as found:
+                if index == 0:
+                    self._layout = locate(self._part(index), found)
+                self._starts.append(sum(part.shape[0] for part in outputs))
+                part = self._live(index, found)
+                call, total = require_loss(found)
+                values.append(total.detach())
+                scales.append(part.loss.scale)
+                outputs.append(part.layout.flatten(part.linear.outputs.detach()))
+                if alone:
+                    self._kept = part
+                else:
+                    sizes.append(Size.of(call, part.loss, part.layout.num_samples))
+        self.outputs = outputs[0] if alone else torch.cat(outputs)  # [N, D]
+        self.num_samples, self.depth = self.outputs.shape
+        self.dtype, self.device = self.outputs.dtype, self.outputs.device
+        self._shares = [1.0] if alone else shares(sizes, self._other_size(sizes))
+        self._weights = [share * own for share, own in zip(self._shares, scales, strict=True)]
+        self.scale = scales[0]
+        if not alone:
+            self.scale = 1.0 / self.num_samples if sizes[0].averages else 1.0
+        shared = [share * value for share, value in zip(self._shares, values, strict=True)]
+        self.value = torch.stack(shared).sum()
+
+    def space(self, names: Sequence[str]) -> Space:
+        """Vectors over some of the parameters."""
+        parameters = self._problem.trainable()
+        return Space({name: parameters[name].shape for name in names})
+
+    def multiply(self, space: Space, vectors: Tensor) -> Tensor:
+        """The block of the curvature matrix of a space's parameters, times K vectors.
+
+        Args:
+            space: The parameters.
+            vectors: [K, P].
+
+        Returns:
+            [K, P].
+        """
+        self.count += vectors.shape[0]
+        total = torch.zeros_like(vectors)
+        for part, weight, share in self._parts():
+            for some in self._blocks(part, vectors.shape[0]):
+                block = space.split(vectors[some])
+                if self._matrix == "hessian":
+                    total[some] += share * self._hessian_vector(part, space, block)
+                    continue
+                pushed = part.outputs_of(part.linear.jacobian_vector(block))
+                weighed = part.columns_of(part.loss.hessian_product(pushed))
+                del pushed
+                pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
+                total[some] += weight * space.join(pulled)
+        return total
+
+    def quadratic(self, space: Space, vectors: Tensor) -> Tensor:
+        """v^T G v for K vectors, [K]; for the GGN it costs J v only, half a product."""
+        if self._matrix == "hessian":
+            return (self.multiply(space, vectors) * vectors).sum(1)
+        return self.scale * self.derivatives(space, vectors)[1].sum(0)
+
+    def derivatives(self, space: Space, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and GGN curvature of every sample's loss along K vectors.
+
+        Args:
+            space: The parameters.
+            vectors: [K, P].
+
+        Returns:
+            g_n . v_k and v_k^T J_n^T H_n J_n v_k, both [N, K] in float64. Costs one J v each.
+        """
+        count = vectors.shape[0]
+        slopes = torch.zeros(self.num_samples, count, dtype=torch.float64, device=self.device)
+        curvatures = torch.zeros_like(slopes)
+        for part, weight, _ in self._parts():
+            factor = weight / self.scale
+            rows = slice(part.start, part.start + part.layout.num_samples)
+            gradient = part.loss.gradient().unsqueeze(2)
+            for some in self._blocks(part, count):
+                block = space.split(vectors[some])
+                pushed = part.outputs_of(part.linear.jacobian_vector(block))  # [N, D, K]
+                slopes[rows, some] = factor * (gradient * pushed).sum(1, dtype=torch.float64)
+                weighed = part.loss.hessian_product(pushed).mul_(pushed)
+                curvatures[rows, some] = factor * weighed.sum(1, dtype=torch.float64)
+        return slopes, curvatures
+
+    def gradient(self, space: Space) -> Tensor:
+        """Gradient of the loss, [P]."""
+        total = torch.zeros(space.size, dtype=self.dtype, device=self.device)
+        for part, weight, _ in self._parts():
+            column = part.columns_of(part.loss.gradient().unsqueeze(2))
+            pulled = part.linear.vector_jacobian(column, list(space.shapes))
+            total += weight * space.join(pulled)[0]
+        return total
+
+    def sample_gradient_norms(self, space: Space) -> Tensor:
+        """Norms of the g_n, [N] in float64. Costs a backward pass for each sample."""
+        norms = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
+        for part, weight, _ in self._parts():
+            gradient = part.loss.gradient()
+            for sample in range(part.layout.num_samples):
+                own = torch.zeros_like(gradient)
+                own[sample] = gradient[sample]
+                column = part.columns_of(own.unsqueeze(2))
+                pulled = part.linear.vector_jacobian(column, list(space.shapes))
+                squares = [part.double().square().sum() for part in pulled.values()]
+                norm = torch.stack(squares).sum().sqrt() * (weight / self.scale)
+                norms[part.start + sample] = norm
+        return norms
+
+    def unused(self) -> list[str]:
+        """Parameters that do not influence the outputs (of any microbatch)."""
+        found = [part.linear.unused() for part, _, _ in self._parts()]
+        return [name for name in found[0] if all(name in names for names in found)]
+
+    def _hessian_vector(
+        self, part: LivePart, space: Space, block: Mapping[str, Tensor]
+    ) -> Tensor:
+        names = [name for name in space.shapes if name in part.gradients]
+        count = next(iter(block.values())).shape[0]
+        parameters = self._parameters(list(space.shapes))
+        grads: list[Tensor | None] = [None] * len(parameters)
+        if names:
+            live = [part.gradients[name] for name in names]
+            grads = graph_grad(live, parameters, [block[name] for name in names])
+        return space.join(
+            {
+                name: parameter.new_zeros(count, *parameter.shape) if grad is None else grad
+                for name, parameter, grad in zip(space.shapes, parameters, grads, strict=True)
+            }
+        )
+
+    def _parameters(self, names: Sequence[str]) -> list[nn.Parameter]:
+        parameters = self._problem.trainable()
+        return [parameters[name] for name in names]
+
+    def _blocks(self, part: LivePart, count: int) -> Iterator[slice]:
+        step = max(1, _BATCH_ENTRIES // part.linear.outputs.numel())
+        for start in range(0, count, step):
+            yield slice(start, min(count, start + step))
+
+    def _part(self, index: int) -> Problem:
+        return self._problem if len(self._bounds) == 1 else self._problem.part(*self._bounds[index])
+
+    @contextmanager
+    def _recorded(self, index: int, recording: Recording | None = None) -> Iterator[Recording]:
+        if recording is not None and len(self._bounds) == 1:
+            yield recording
+            return
+        cudnn = torch.backends.cudnn.flags(enabled=not self._recurrent())
+        with cudnn, self._part(index).recorded(self._names) as found:
+            yield found
+
+    def _recurrent(self) -> bool:
+        """cuDNN's recurrent layers cannot be differentiated twice."""
+        return any(isinstance(child, nn.RNNBase) for child in self._problem.model.modules())
+
+    def _live(self, index: int, recording: Recording) -> LivePart:
+        call, total = require_loss(recording)
+        start, stop = self._bounds[index]
+        rows = recording.outputs.shape[0]
+        own = rows if self._layout.num_samples == rows else stop - start
+        layout = SampleLayout(own, self._layout.minor)
+        linear = Linearization(recording.outputs, recording.tape.parameters)
+        gradients: dict[str, Tensor] = {}
+        if self._matrix == "hessian":
+            gradients = _live_gradients(total, recording.tape.parameters)
+        loss = make_loss(call, layout)
+        return LivePart(linear, layout, loss, gradients, self._starts[index])
+
+    def _parts(self) -> Iterator[tuple[LivePart, float, float]]:
+        """Each microbatch with its weight in sum_n l_n and its share of the loss."""
+        for index, (weight, share) in enumerate(zip(self._weights, self._shares, strict=True)):
+            if self._kept is not None:
+                with quiet_numerics():
+                    yield self._kept, weight, share
+                continue
+            with self._recorded(index) as recording:
+                yield self._live(index, recording), weight, share
+
+    def _other_size(self, sizes: Sequence[Size]) -> Size | None:
+        """A microbatch of another size, if the sizes at hand do not tell how the scale changes."""
+        if all(size.plain for size in sizes) or len({size.samples for size in sizes}) > 1:
+            return None
+        count = 1 if sizes[0].samples > 1 else 2
+        with self._problem.part(0, count).recorded(self._names) as recording:
+            call, _ = require_loss(recording)
+            layout = SampleLayout(count, self._layout.minor)
+            return Size.of(call, make_loss(call, layout), count)
+
+
+def _live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    try:
+        grads = torch.autograd.grad(
+            total, list(parameters.values()), create_graph=True, allow_unused=True
+        )
+    except RuntimeError as error:
+        raise not_twice(error) from error
+    return {
+        name: grad
+        for name, grad in zip(parameters, grads, strict=True)
+        if grad is not None and grad.requires_grad
+    }
