@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from lightning_vivit.gram import weigh_kernel
 from lightning_vivit.groups import ParamGroups, resolve_groups
 from lightning_vivit.kernels import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, make_loss
+from lightning_vivit.matrixfree.choice import METHODS, choose_method
+from lightning_vivit.matrixfree.evaluation import MatrixFreeEvaluation, Start
+from lightning_vivit.matrixfree.products import MATRICES
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.results import Block, Evaluation
 
@@ -36,8 +40,14 @@ def evaluate(
     max_memory: int | None = None,
     kernel: bool = True,
     backend: str = "auto",
-) -> Evaluation:
-    """Run a problem once and keep its kernels.
+    method: str = "gram",
+    k: int = 10,
+    tol: float = 1e-3,
+    matrix: str = "ggn",
+    microbatch: int | None = None,
+    start: Mapping[str, Start] | None = None,
+) -> Evaluation | MatrixFreeEvaluation:
+    """Run a problem once and keep its kernels, or prepare its matrix-free products.
 
     Args:
         problem: What is differentiated.
@@ -53,10 +63,19 @@ def evaluate(
         backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
             module with BackPACK and refuses what BackPACK cannot do; ``auto`` takes autograd,
             which was faster on every network of the benchmark.
+        method: ``gram`` (all eigenvalues from the Gram matrix), ``mc`` (the same from Monte-Carlo
+            columns), ``matrix_free`` (the k leading pairs from products, see
+            `MatrixFreeEvaluation`), or ``auto``: the Gram matrix up to 2048 rows N*D, and beyond
+            that what is predicted to be faster and fits into memory. ``auto`` never takes ``mc``.
+        k: Eigenpairs that a matrix-free evaluation computes.
+        tol: Relative residual of matrix-free eigenpairs.
+        matrix: ``ggn``, or ``hessian`` (the true Hessian of the loss, always matrix-free).
+        microbatch: Samples in memory at once, matrix-free only; None for all.
+        start: `MatrixFreeEvaluation.warm_start` of an earlier evaluation.
 
     Returns:
-        The evaluation. Costs one forward pass, D backward passes in one batch (``mc``:
-        mc_samples + 1), and the contraction.
+        The evaluation. A Gram matrix costs one forward pass, D backward passes in one batch
+        (``mc``: mc_samples + 1), and the contraction.
 
     Raises:
         OptionError: Unknown option value.
@@ -64,48 +83,96 @@ def evaluate(
     """
     if columns not in COLUMNS:
         raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
-    session = _session(backend, columns)
+    if method not in METHODS:
+        raise OptionError(f"Unknown method {method!r}. Supported: {', '.join(METHODS)}.")
+    if matrix not in MATRICES:
+        raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
+    columns = "mc" if method == "mc" else columns
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
+    undecided = method == "auto" and columns == "exact" and backend != "backpack"
+    if matrix == "hessian":
+        if method == "mc" or columns == "mc":
+            raise OptionError("Monte-Carlo columns estimate the GGN. Use matrix='ggn'.")
+        method, undecided = "matrix_free", False
+    if method == "matrix_free":
+        return MatrixFreeEvaluation(
+            problem, groups, k=k, tol=tol, matrix=matrix, microbatch=microbatch, start=start
+        )
+    session = _session(backend, columns)
     with problem.recorded(wanted, session) as recording:
-        outputs = recording.outputs
-        axis, structure = _located(recording, session)
-        layout = SampleLayout(axis.num_samples, axis.minor)
-        loss = None if recording.loss is None else make_loss(recording.loss, layout)
-        root, gradient = None, None
-        small = torch.float64 if dtype is None else dtype
-        if loss is not None:
-            gradient = _finite(loss.gradient(), "gradient").to(small)
-            root = loss.hessian_root() if columns == "exact" else None
-            root = loss.sampled_root(mc_samples, generator) if root is None else root
-            root = _finite(root, "Hessian").to(small)
-        basis = None
-        if columns == "exact" and loss is not None and not kernel:
-            basis = loss.basis()
-        if basis is not None and root is not None:
-            cotangents = shared_columns(outputs, layout, basis)
-            root = _narrow_root(root, basis.to(small))
-        elif columns == "exact":
-            cotangents = unit_columns(outputs, layout)
+        if undecided and recording.loss is not None:
+            choice = choose_method(recording, wanted, k, kernel, max_memory)
+            method = choice.method
+        if method != "matrix_free":
+            return _gram_evaluation(
+                recording,
+                session,
+                groups,
+                columns=columns,
+                mc_samples=mc_samples,
+                generator=generator,
+                dtype=dtype,
+                max_memory=max_memory,
+                kernel=kernel,
+            )
+    del recording  # and its graph
+    return MatrixFreeEvaluation(
+        problem, groups, k=k, tol=tol, matrix=matrix, microbatch=microbatch, start=start
+    )
+
+
+def _gram_evaluation(
+    recording: Recording,
+    session: BackpackSession | None,
+    groups: dict[str, list[str]],
+    *,
+    columns: str,
+    mc_samples: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    max_memory: int | None,
+    kernel: bool,
+) -> Evaluation:
+    """Kernels of all groups from one recorded forward pass."""
+    outputs = recording.outputs
+    axis, structure = _located(recording, session)
+    layout = SampleLayout(axis.num_samples, axis.minor)
+    loss = None if recording.loss is None else make_loss(recording.loss, layout)
+    root, gradient = None, None
+    small = torch.float64 if dtype is None else dtype
+    if loss is not None:
+        gradient = _finite(loss.gradient(), "gradient").to(small)
+        root = loss.hessian_root() if columns == "exact" else None
+        root = loss.sampled_root(mc_samples, generator) if root is None else root
+        root = _finite(root, "Hessian").to(small)
+    basis = None
+    if columns == "exact" and loss is not None and not kernel:
+        basis = loss.basis()
+    if basis is not None and root is not None:
+        cotangents = shared_columns(outputs, layout, basis)
+        root = _narrow_root(root, basis.to(small))
+    elif columns == "exact":
+        cotangents = unit_columns(outputs, layout)
+    else:
+        if root is None or gradient is None:
+            raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
+        cotangents = sampled_columns(outputs, layout, root, gradient)
+    task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups, session)
+    kernels = compute_kernels(task, max_memory=max_memory)
+    blocks = {}
+    for group, names in groups.items():
+        block = kernels.blocks[group]
+        if columns == "mc":
+            blocks[group] = Block(names, None, block.to(small))
+        elif root is None or gradient is None:
+            blocks[group] = Block(names, block, None)
+        elif basis is None:
+            blocks[group] = Block(names, block, weigh_kernel(block, root, gradient))
         else:
-            if root is None or gradient is None:
-                raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
-            cotangents = sampled_columns(outputs, layout, root, gradient)
-        task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups, session)
-        kernels = compute_kernels(task, max_memory=max_memory)
-        blocks = {}
-        for group, names in groups.items():
-            block = kernels.blocks[group]
-            if columns == "mc":
-                blocks[group] = Block(names, None, block.to(small))
-            elif root is None or gradient is None:
-                blocks[group] = Block(names, block, None)
-            elif basis is None:
-                blocks[group] = Block(names, block, weigh_kernel(block, root, gradient))
-            else:
-                seen = basis.to(small)
-                weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
-                blocks[group] = Block(names, None, weighted)
+            seen = basis.to(small)
+            weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
+            blocks[group] = Block(names, None, weighted)
     return Evaluation(recording, layout, loss, root, blocks, kernels, structure.unused, basis)
 
 
@@ -192,4 +259,13 @@ def _finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-__all__ = ["BACKENDS", "COLUMNS", "Evaluation", "cross_kernel", "evaluate"]
+__all__ = [
+    "BACKENDS",
+    "COLUMNS",
+    "MATRICES",
+    "METHODS",
+    "Evaluation",
+    "MatrixFreeEvaluation",
+    "cross_kernel",
+    "evaluate",
+]

@@ -265,7 +265,9 @@ def _evaluate(
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
+    found = evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
+    assert isinstance(found, Evaluation)  # what method="gram" gives
+    return found
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

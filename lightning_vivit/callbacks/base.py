@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
 from lightning_vivit.callbacks.schedule import Schedule
-from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
+from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import BACKENDS, Evaluation
+from lightning_vivit.evaluation import BACKENDS, MATRICES, METHODS
 from lightning_vivit.loggers import Findings, Report, publish, set_callback_metrics, x_axis_step
 from lightning_vivit.rng import isolated_rng
 
@@ -70,6 +70,10 @@ class Monitor(Callback):
     section: str  # first part of every key
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
+    method = "auto"
+    matrix = "ggn"
+    tol = 1e-2  # of matrix-free eigenpairs
+    microbatch: int | None = None
 
     def __init__(
         self,
@@ -123,10 +127,10 @@ class Monitor(Callback):
         self.forget()
 
     @abstractmethod
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """What this monitor has to say about one parameter group."""
 
-    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
         """Note what `measure` needs of the Trainer."""
 
     def forget(self) -> None:
@@ -179,7 +183,8 @@ class Monitor(Callback):
         self._start_over()
         if monitors and monitors[0] is self:
             needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
-            session = Session(last=monitors[-1], kernel_requests=needs)
+            requests = [monitor._request() for monitor in monitors]
+            session = Session(last=monitors[-1], kernel_requests=needs, requests=requests)
             for monitor in monitors:
                 monitor._session = session
 
@@ -252,13 +257,41 @@ class Monitor(Callback):
         except Exception as error:
             self._fail(error, looked_at)
 
+    def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
+        """Take and check the options of a monitor that can do without a Gram matrix."""
+        require_choice("method", method, METHODS)
+        require_choice("matrix", matrix, MATRICES)
+        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+            raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
+        if microbatch is not None:
+            require_integer("microbatch", microbatch, lowest=1)
+        if matrix == "hessian" and (method in ("gram", "mc") or self.mc_samples):
+            raise OptionError(
+                "The Hessian is looked at matrix-free: there is no Gram matrix and no Monte Carlo "
+                "estimate of it. Use method='auto' or 'matrix_free' and mc_samples=0."
+            )
+        if method == "mc" and self.mc_samples == 0:
+            self.mc_samples = 1
+        self.method, self.matrix, self.tol = method, matrix, float(tol)
+        self.microbatch = microbatch
+
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]
         return Request(
-            self.source, self.param_groups, self.mc_samples, dtype, self.problem, self.backend
+            self.source,
+            self.param_groups,
+            self.mc_samples,
+            dtype,
+            self.problem,
+            self.backend,
+            self.method,
+            self.matrix,
+            self.tol,
+            self.microbatch,
+            self.k,
         )
 
-    def _report(self, evaluation: Evaluation) -> Report:
+    def _report(self, evaluation: Found) -> Report:
         report = Report(self._step)
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"

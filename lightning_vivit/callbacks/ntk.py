@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor, require_choice
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.callbacks.session import Found
 from lightning_vivit.loggers import Findings
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
 
@@ -68,7 +68,7 @@ class NTKMonitor(Monitor):
         """Forget the first and the previous kernels."""
         self._drifts = {}
 
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """Spectrum, alignment and drift of one group's kernel."""
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)

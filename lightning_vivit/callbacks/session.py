@@ -2,14 +2,15 @@
 
 Shared is what would give the same result: same samples (equal `data`, `seed` and `max_samples`, or
 the same given probe), same parameter groups, same columns (exact, or the same number of Monte Carlo
-samples), same dtype, same `problem` callable. Monitors that differ in one of these pay for an
-evaluation each; in particular monitors with different parameter groups do not share.
+samples), same dtype, same `problem` callable, same method, matrix and tolerance. Monitors that
+differ in one of these pay for an evaluation each; in particular monitors with different parameter
+groups do not share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,10 +19,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.matrixfree.evaluation import Start
 from lightning_vivit.problem import Problem
 
+Found: TypeAlias = "Evaluation | MatrixFreeEvaluation"
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
 
 
@@ -35,6 +38,11 @@ class Request:
     dtype: torch.dtype | None = None
     problem: ProblemFactory | None = None
     backend: str = "auto"
+    method: str = "gram"
+    matrix: str = "ggn"
+    tol: float = 1e-2
+    microbatch: int | None = None
+    k: int = 10  # requests that differ in k alone share what the largest one needs
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -47,6 +55,10 @@ class Request:
             self.dtype,
             id(self.problem),
             self.backend,
+            self.method,
+            self.matrix,
+            self.tol,
+            self.microbatch,
         )
 
 
@@ -56,13 +68,23 @@ class Session:
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
         kernel_requests: Requests that need the NTK, which the other monitors can do without.
+        requests: All requests.
     """
 
-    def __init__(self, last: object, kernel_requests: Iterable[Request] = ()) -> None:
+    def __init__(
+        self,
+        last: object,
+        kernel_requests: Iterable[Request] = (),
+        requests: Iterable[Request] = (),
+    ) -> None:
         self.last = last
+        self._largest: dict[tuple[Any, ...], int] = {}
+        for request in requests:
+            self._largest[request.key] = max(request.k, self._largest.get(request.key, 0))
+        self._starts: dict[tuple[Any, ...], dict[str, Start]] = {}
         self._kernel_keys = {request.key for request in kernel_requests}
         self._probes: dict[tuple[Any, ...], Any] = {}
-        self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
+        self._results: dict[tuple[Any, ...], Found | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
         self._reported: Exception | None = None
         self._warned_of_unused = False
@@ -80,7 +102,7 @@ class Session:
 
     def evaluate(
         self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
-    ) -> Evaluation:
+    ) -> Found:
         """The evaluation of a batch, made at the first request and kept until `end_step`.
 
         Args:
@@ -97,7 +119,10 @@ class Session:
         if found is None:
             try:
                 kernel = request.key in self._kernel_keys
-                found = self._run(request, module, clone_tensors(batch), batch_idx, seed, kernel)
+                request = replace(request, k=self._largest.get(request.key, request.k))
+                start = self._starts.get(request.key)
+                data = clone_tensors(batch)
+                found = self._run(request, module, data, batch_idx, seed, kernel, start)
             except Exception as error:
                 found = error
             self._results[request.key] = found
@@ -110,7 +135,7 @@ class Session:
         owner = self._writers.setdefault(key, monitor)
         return None if owner is monitor else owner
 
-    def warn_of_unused(self, evaluation: Evaluation) -> None:
+    def warn_of_unused(self, evaluation: Found) -> None:
         """Say once which parameters have no influence on the loss."""
         if evaluation.unused and not self._warned_of_unused:
             self._warned_of_unused = True
@@ -129,7 +154,10 @@ class Session:
         return first
 
     def end_step(self) -> None:
-        """Free what was computed at this step."""
+        """Free what was computed at this step, but for what the next search starts from."""
+        for key, found in self._results.items():
+            if isinstance(found, MatrixFreeEvaluation):
+                self._starts[key] = found.warm_start()
         self._results.clear()
         self._writers.clear()
         self._reported = None
@@ -142,9 +170,12 @@ class Session:
         batch_idx: int,
         seed: int,
         kernel: bool,
-    ) -> Evaluation:
+        start: dict[str, Start] | None,
+    ) -> Found:
         options: dict[str, Any] = {"param_groups": request.param_groups, "dtype": request.dtype}
-        options |= {"kernel": kernel, "backend": request.backend}
+        options |= {"kernel": kernel, "backend": request.backend, "method": request.method}
+        options |= {"k": request.k, "tol": request.tol, "matrix": request.matrix}
+        options |= {"microbatch": request.microbatch, "start": start}
         if request.mc_samples > 0:
             options["columns"] = "mc"
             options["mc_samples"] = request.mc_samples

@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_vivit.errors import OptionError, ProblemError
 
 WHICH = ("largest", "magnitude")
+_CHUNK = 1 << 16  # entries of a vector that are summed in its own dtype
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class _Search:
         self._basis[old : old + count] = new
         self._images[old : old + count] = images
         self.filled = old + count
-        inner = (self._basis[: self.filled] @ images.T).double()  # [m, count]
+        inner = inner_products(self._basis[: self.filled], images)  # [m, count]
         self._projected[: self.filled, old : self.filled] = inner
         self._projected[old : self.filled, :old] = inner[:old].T
         own = inner[old:]
@@ -208,7 +209,7 @@ class _Search:
         left = vectors.T.to(self._basis.dtype)  # [k, m]
         directions = left @ self._images[:m]
         directions -= (values.to(left.dtype).unsqueeze(1) * left) @ self._basis[:m]
-        norms = torch.linalg.vector_norm(directions, dim=1).double()
+        norms = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64)
         floor = self._projected[:m, :m].abs().max() * (1e-12 if self._eps < 1e-10 else 1e-6)
         residuals = norms / values.abs().clamp(min=float(floor))
         rounding = 32 * self._eps * self._projected[:m, :m].abs().max()
@@ -246,7 +247,7 @@ class _Search:
         """The pairs in parameter space, ascending."""
         basis = self._basis[: self.filled].clone()
         vectors = found.coefficients.T.flip(0).to(basis.dtype) @ basis
-        vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True, dtype=torch.float64)
         captured = float(self._projected[: self.filled, : self.filled].trace())
         return Eigenpairs(
             found.values.flip(0),
@@ -263,20 +264,39 @@ class _Search:
         kept: list[Tensor] = []
         basis = self._basis[: self.filled]
         for vector in vectors:
-            length = torch.linalg.vector_norm(vector)
-            if not float(length) > 0:
+            length = _norm(vector)
+            if not length > 0:
                 continue
             vector = vector / length
             for _ in range(3):
-                before = float(torch.linalg.vector_norm(vector))
                 vector = vector - (basis @ vector) @ basis
                 for other in kept:
                     vector = vector - (other @ vector) * other
-                after = float(torch.linalg.vector_norm(vector))
-                if after < 20 * self._eps:
+                length = _norm(vector)
+                if length < 20 * self._eps:
                     break
-                vector = vector / after
-                if after > 0.7 * before:
+                vector = vector / length
+                if length > 0.7:
                     kept.append(vector)
                     break
         return torch.stack(kept) if kept else vectors[:0]
+
+
+def inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """Products of all rows of two matrices, summed in float64.
+
+    Args:
+        first: [m, P].
+        second: [b, P].
+
+    Returns:
+        [m, b]. A sum of millions of float32 numbers is not accurate enough for a residual of 1e-4.
+    """
+    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64, device=first.device)
+    for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True):
+        total += left @ right.T
+    return total
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

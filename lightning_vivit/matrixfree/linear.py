@@ -2,10 +2,10 @@
 
 J^T w is a backward pass. J v is a backward pass through the backward pass: u -> J^T u is linear in
 u, so its derivative with respect to u applied to v is J v. Both reuse the graph of one forward
-pass, so a product costs no further forward pass. Measured against forward-mode AD
-(`torch.autograd.forward_ad`), which runs the model again for each product, on a GPT, a CNN and an
-MLP: the double backward was as fast or faster, and it works with custom autograd functions and
-activation checkpointing, which forward mode does not.
+pass, so a product costs no further forward pass. On a character-level GPT, J v took 0.7 to 0.8
+training steps this way and 1.3 by `torch.func.jvp`, which runs the model again for each product;
+and the double backward works with custom autograd functions and activation checkpointing, which
+forward mode does not. Several vectors at once were not faster than one after the other on a CPU.
 """
 
 from __future__ import annotations
@@ -128,7 +128,12 @@ def graph_grad(
 def not_twice(error: RuntimeError) -> RuntimeError:
     """The error for operations that cannot be differentiated twice; others stay as they are."""
     text = str(error)
-    signs = ("not implemented", "not differentiable", "once_differentiable", "does not require grad")
+    signs = (
+        "not implemented",
+        "not differentiable",
+        "once_differentiable",
+        "does not require grad",
+    )
     if isinstance(error, torch.OutOfMemoryError) or not any(sign in text for sign in signs):
         return error
     return ProblemError(

@@ -24,6 +24,7 @@ from lightning_vivit.matrixfree.parts import (
     shares,
     split_samples,
 )
+from lightning_vivit.matrixfree.twice import TwiceDifferentiable
 from lightning_vivit.problem import Problem, Recording, batch_size
 from lightning_vivit.replay import quiet_numerics
 
@@ -99,6 +100,8 @@ class Products:
         depth: D, outputs of a sample.
         scale: The loss is ``scale * sum_n l_n``.
         value: Value of the loss, as the user reduces it.
+        targets: The loss call's target; None if there are several microbatches.
+        ignore_index: Class index that the loss ignores.
         outputs: [N, D], detached.
         count: Vectors that were multiplied so far.
         dtype: Dtype of the outputs, in which all is computed.
@@ -111,7 +114,6 @@ class Products:
         *,
         matrix: str = "ggn",
         microbatch: int | None = None,
-        recording: Recording | None = None,
     ) -> None:
         """Run every microbatch once, for the scale of the whole batch's loss.
 
@@ -120,7 +122,6 @@ class Products:
             names: Parameters that the vectors range over.
             matrix: ``ggn`` or ``hessian``.
             microbatch: Samples that are in memory at once; None for the whole batch.
-            recording: A recording of the whole batch, if there is one already.
 
         Raises:
             OptionError: Unknown matrix, no loss, or an impossible microbatch.
@@ -136,11 +137,16 @@ class Products:
         self.count = 0
         alone = len(self._bounds) == 1
         sizes: list[Size] = []
-        values, scales, outputs = [], [], []
+        values: list[Tensor] = []
+        scales: list[float] = []
+        outputs: list[Tensor] = []
         for index in range(len(self._bounds)):
-            with self._recorded(index, recording) as found:
+            with self._recorded(index) as found:
                 if index == 0:
                     self._layout = locate(self._part(index), found)
+                    self.targets = require_loss(found)[0].target if alone else None
+                    options = require_loss(found)[0].options
+                    self.ignore_index = int(options.get("ignore_index", -100))
                 self._starts.append(sum(part.shape[0] for part in outputs))
                 part = self._live(index, found)
                 call, total = require_loss(found)
@@ -166,6 +172,10 @@ class Products:
         """Vectors over some of the parameters."""
         parameters = self._problem.trainable()
         return Space({name: parameters[name].shape for name in names})
+
+    def split_rows(self, tensor: Tensor) -> Tensor:
+        """[N*T, ...] like the outputs to [N, T, ...]."""
+        return SampleLayout(self.num_samples, self._layout.minor).split(tensor)
 
     def multiply(self, space: Space, vectors: Tensor) -> Tensor:
         """The block of the curvature matrix of a space's parameters, times K vectors.
@@ -252,9 +262,7 @@ class Products:
         found = [part.linear.unused() for part, _, _ in self._parts()]
         return [name for name in found[0] if all(name in names for names in found)]
 
-    def _hessian_vector(
-        self, part: LivePart, space: Space, block: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _hessian_vector(self, part: LivePart, space: Space, block: Mapping[str, Tensor]) -> Tensor:
         names = [name for name in space.shapes if name in part.gradients]
         count = next(iter(block.values())).shape[0]
         parameters = self._parameters(list(space.shapes))
@@ -282,16 +290,13 @@ class Products:
         return self._problem if len(self._bounds) == 1 else self._problem.part(*self._bounds[index])
 
     @contextmanager
-    def _recorded(self, index: int, recording: Recording | None = None) -> Iterator[Recording]:
-        if recording is not None and len(self._bounds) == 1:
-            yield recording
-            return
+    def _recorded(self, index: int) -> Iterator[Recording]:
         cudnn = torch.backends.cudnn.flags(enabled=not self._recurrent())
-        with cudnn, self._part(index).recorded(self._names) as found:
+        with cudnn, TwiceDifferentiable(), self._part(index).recorded(self._names) as found:
             yield found
 
     def _recurrent(self) -> bool:
-        """cuDNN's recurrent layers cannot be differentiated twice."""
+        """CuDNN's recurrent layers cannot be differentiated twice."""
         return any(isinstance(child, nn.RNNBase) for child in self._problem.model.modules())
 
     def _live(self, index: int, recording: Recording) -> LivePart:
