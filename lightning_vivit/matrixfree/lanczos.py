@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_vivit.errors import OptionError, ProblemError
 
 WHICH = ("largest", "magnitude")
-_CHUNK = 1 << 16  # entries of a vector that are summed in its own dtype
+_CHUNK = 1 << 13  # entries of a vector that are summed in its own dtype
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,8 @@ class _Search:
                 continue
             vector = vector / length
             for _ in range(3):
-                vector = vector - (basis @ vector) @ basis
+                inside = inner_products(basis, vector.unsqueeze(0))[:, 0]
+                vector = vector - inside.to(vector.dtype) @ basis
                 for other in kept:
                     vector = vector - (other @ vector) * other
                 length = _norm(vector)
