@@ -62,7 +62,7 @@ def main(arguments=None):
             NTKMonitor(k=5, mode="trace", problem=last_character, **looked_at),
         ],
     )
-    module = CharacterGPT(width=options.width, depth=options.depth, window=options.window)
+    module = CharacterGPT(width=options.width, depth=options.depth, context=options.window)
     trainer.fit(module, ManualTextDataModule(window=options.window))
     for key, value in sorted(trainer.callback_metrics.items()):
         print(f"{key:<32} {float(value):.4g}")

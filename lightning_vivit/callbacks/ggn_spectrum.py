@@ -43,9 +43,11 @@ class GGNSpectrumMonitor(Monitor):
     eigenvalues are known, so the effective rank and the histogram are left out, and there are:
 
     - `ggn/trace`: an estimate (Hutch++), with its standard error `ggn/trace_error`.
-    - `ggn/products`: matrix-vector products that the step took, each about one and a half training
-      steps on the same data. The search starts from the eigenvectors of the previous monitored
-      step, which saves about half of them; a resumed run starts it anew.
+    - `ggn/products`: matrix-vector products that this monitor's search took (0 if another monitor
+      has paid for it), each about 1.5 to 2.5 training steps on the same data. From the second
+      monitored step on the search starts from the last eigenvectors, which saves up to 60% where
+      the steps are close; a resumed run starts it anew. Between monitored steps the k
+      eigenvectors stay in memory.
 
     With matrix="hessian" the same keys are those of the Hessian of the loss, under `hessian/`
     instead of `ggn/`: the k largest eigenvalues, signed; the first one is the sharpness.

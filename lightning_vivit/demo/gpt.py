@@ -84,7 +84,7 @@ class CharacterGPT(LightningModule):
         width: Width of the residual stream.
         depth: Number of blocks.
         heads: Attention heads.
-        window: Longest sequence.
+        context: Longest sequence.
         lr: Learning rate.
     """
 
@@ -94,13 +94,13 @@ class CharacterGPT(LightningModule):
         width: int = 160,
         depth: int = 3,
         heads: int = 4,
-        window: int = 64,
+        context: int = 64,
         lr: float = 1e-3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.lr = lr
-        self.net = GPT(vocabulary, width, depth, heads, window)
+        self.net = GPT(vocabulary, width, depth, heads, context)
 
     def forward(self, index: Tensor) -> Tensor:
         """Logits [N, T, V] of token numbers [N, T]."""

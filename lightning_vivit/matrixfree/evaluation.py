@@ -143,7 +143,7 @@ class MatrixFreeEvaluation:
 
     @property
     def products(self) -> int:
-        """Products with the matrix so far; each costs about one and a half training steps."""
+        """Products with the matrix so far; each costs about 1.5 to 2.5 training steps."""
         return self._products.count
 
     def eigenpairs(self, group: str = "all", k: int | None = None) -> Eigenpairs:

@@ -130,9 +130,7 @@ class Recomputed(Classifier):
 def test_activation_checkpointing(tmp_path, matrix):
     options = {"k": 2, "every_n_steps": 2, "tol": 1e-6, "on_error": "raise", "matrix": matrix}
     kept, _ = fit(tmp_path, GGNSpectrumMonitor(method="matrix_free", **options))
-    again, _ = fit(
-        tmp_path, GGNSpectrumMonitor(method="matrix_free", **options), module=Recomputed
-    )
+    again, _ = fit(tmp_path, GGNSpectrumMonitor(method="matrix_free", **options), module=Recomputed)
     key = "ggn/eigenvalue_1" if matrix == "ggn" else "hessian/eigenvalue_1"
     assert again[key] == pytest.approx(kept[key], rel=1e-5) and kept[key] > 0
 

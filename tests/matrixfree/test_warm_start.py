@@ -12,7 +12,7 @@ def test_consecutive_monitored_steps_need_at_most_60_percent_of_the_products():
     torch.manual_seed(0)
     data = ManualTextDataModule(batch_size=8, window=16)
     data.setup()
-    module = CharacterGPT(width=32, depth=1, heads=2, window=16)
+    module = CharacterGPT(width=32, depth=1, heads=2, context=16)
     module.log = lambda *args, **kwargs: None
     optimizer = module.configure_optimizers()
     batches = iter(data.train_dataloader())
@@ -27,7 +27,6 @@ def test_consecutive_monitored_steps_need_at_most_60_percent_of_the_products():
                 found = evaluate(problem, method="matrix_free", k=5, tol=1e-2, start=start)
                 torch.testing.assert_close(found.eigenvalues(), values, rtol=2e-2, atol=0)
                 cold, warm = cold + fresh.products, warm + found.products
-                print(step, fresh.products, found.products)
             start = fresh.warm_start()
         loss = module.training_step(next(batches), 0)
         optimizer.zero_grad()
