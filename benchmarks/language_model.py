@@ -3,6 +3,7 @@
 Each method runs in a process of its own:
     python -m benchmarks.language_model                # all of them, one line of JSON each
     python -m benchmarks.language_model --only ours    # one
+    python -m benchmarks.language_model --only products   # single products and training steps
 Peers need the extra `benchmark`. curvlinops' GGN is given to scipy's eigsh at the same relative
 tolerance. hessian-eigenthings' own Lanczos makes a fixed number of steps and says afterwards
 whether its residuals are within the tolerance: --lanczos_steps is that number, chosen as small as
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,44 @@ def eigenthings(model: nn.Module, data: tuple[Tensor, Tensor], tol: float, steps
     return found.eigenvalues.sort().values[-K:], found.iterations, None
 
 
+def alternate(model: nn.Module, data: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
+    """Training steps and single products in turn: medians in seconds, free of a machine's moods."""
+    from curvlinops import GGNLinearOperator
+
+    from lightning_vivit.matrixfree.products import Products
+
+    parameters = dict(model.named_parameters())
+    products = Products(Problem(model, nn.CrossEntropyLoss(), *data), list(parameters))
+    space = products.space(list(parameters))
+    operator = GGNLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(parameters.values()),
+        [data],
+        check_deterministic=False,
+    )
+    vector = torch.randn(space.size)
+    copy = deepcopy(model)  # its steps must not touch the graph that ours keeps
+    optimizer = torch.optim.AdamW(copy.parameters(), lr=3e-4)
+
+    def theirs() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            operator @ vector
+
+    tasks: dict[str, Callable[[], object]] = {
+        "training step": lambda: step(copy, optimizer, data),
+        "ours": lambda: products.multiply(space, vector.unsqueeze(0)),
+        "curvlinops": theirs,
+    }
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds + 1):
+        for name, task in tasks.items():
+            begin = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
 def peak() -> float:
     """GB that the process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -129,6 +169,9 @@ def run(options: argparse.Namespace) -> None:
         "curvlinops": lambda: curvlinops(model, data, options.tol),
         "eigenthings": lambda: eigenthings(model, data, options.tol, options.lanczos_steps),
     }
+    if options.only == "products":
+        print(json.dumps(alternate(model, data, options.rounds)), flush=True)
+        return
     begin = time.perf_counter()
     values, products, found = methods[options.only]()
     seconds = time.perf_counter() - begin
@@ -158,7 +201,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=METHODS)
+    parser.add_argument("--only", choices=(*METHODS, "products"))
     parser.add_argument("--vocabulary", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--window", type=int, default=128)
@@ -166,13 +209,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--tol", type=float, default=1e-2)
     parser.add_argument("--lanczos_steps", type=int, default=26)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--microbatch", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.only:
         run(options)
         return
-    for method in METHODS:
+    for method in (*METHODS, "products"):
         arguments = [*sys.argv[1:], "--only", method]
         subprocess.run([sys.executable, "-m", "benchmarks.language_model", *arguments])
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError
 from lightning_vivit.matrixfree.lanczos import Eigenpairs, leading_eigenpairs
-from lightning_vivit.matrixfree.products import Products, Space
+from lightning_vivit.matrixfree.live import Space
+from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.matrixfree.trace import TraceEstimate, estimate_trace
 from lightning_vivit.problem import Problem
 from lightning_vivit.spectrum import numerical_floor
@@ -160,7 +161,7 @@ class MatrixFreeEvaluation:
             OptionError: Unknown group, or k above the number of parameters.
         """
         space = self._space(group)
-        wanted = min(self._k, space.size) if k is None else k
+        wanted = max(min(self._k, space.size), 0 if k is None else k)
         known = self._pairs.get(group)
         if known is not None and known.values.numel() >= wanted:
             return known

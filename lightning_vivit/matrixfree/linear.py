@@ -73,6 +73,35 @@ class Linearization:
             for name, parameter, grad in zip(names, parameters, grads, strict=True)
         }
 
+    def check(self) -> None:
+        """Compare J v with J^T w, parameter by parameter in one number.
+
+        A custom autograd function may let no derivative through its backward pass without an
+        error; J v would then lack the parameters behind it. With v the gradients of w.f, each
+        divided by its squared norm, w.(J v) is the number of parameters that have one.
+
+        Raises:
+            ProblemError: The two do not agree.
+        """
+        draw = torch.Generator().manual_seed(0)
+        column = torch.randn(1, *self.outputs.shape, generator=draw, dtype=self.outputs.dtype)
+        column = column.to(self.outputs)
+        vectors = self.vector_jacobian(column, list(self._parameters))
+        squares = {name: float(v.square().sum(dtype=torch.float64)) for name, v in vectors.items()}
+        floor = torch.finfo(column.dtype).eps * max(squares.values())  # below it is rounding
+        expected = sum(square > floor for square in squares.values())
+        for name, vector in vectors.items():
+            vector.mul_(1 / squares[name] if squares[name] > floor else 0.0)
+        pushed = self.jacobian_vector(vectors)
+        found = float((pushed.double() * column).sum())
+        if not abs(found - expected) < 0.1:
+            raise ProblemError(
+                "Matrix-free products differentiate the backward pass, and some operation of this "
+                f"model lets no derivative through it: {found:.2f} of {expected} parameters are "
+                "seen (a custom autograd function marked once_differentiable, or with a backward "
+                "that leaves torch). Use method='gram', or write it with differentiable functions."
+            )
+
     def unused(self) -> list[str]:
         """Names of the parameters that do not influence the outputs."""
         pulled = self._backward()[1]

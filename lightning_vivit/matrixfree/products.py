@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.losses import SampleLayout, SampleLoss, make_loss
+from lightning_vivit.losses import SampleLayout, make_loss
 from lightning_vivit.matrixfree.linear import Linearization, graph_grad, not_twice
+from lightning_vivit.matrixfree.live import LivePart, Space
 from lightning_vivit.matrixfree.parts import (
     Size,
     locate,
@@ -29,67 +30,8 @@ from lightning_vivit.problem import Problem, Recording, batch_size
 from lightning_vivit.replay import quiet_numerics
 
 MATRICES = ("ggn", "hessian")
+_PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
 _BATCH_ENTRIES = 1 << 22  # outputs of all vectors that go through the graph at once
-
-
-@dataclass(frozen=True)
-class Space:
-    """Vectors over some parameters, flat [K, P] or by name.
-
-    Attributes:
-        shapes: Parameter name -> shape, in the order of the entries.
-    """
-
-    shapes: Mapping[str, torch.Size]
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return sum(shape.numel() for shape in self.shapes.values())
-
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """[K, P] to name -> [K, *shape], as views."""
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
-        return {
-            name: part.reshape(flat.shape[0], *shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-
-    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Name -> [K, *shape] to [K, P]."""
-        return torch.cat([parts[name].flatten(1) for name in self.shapes], dim=1)
-
-
-@dataclass(frozen=True)
-class LivePart:
-    """One microbatch with its graph.
-
-    Attributes:
-        linear: Jacobian products of its outputs.
-        layout: Its samples in its outputs.
-        loss: Its per-sample loss.
-        gradients: Gradients of its loss with a graph (only for the Hessian), by name.
-        start: Its first sample in the batch.
-    """
-
-    linear: Linearization
-    layout: SampleLayout
-    loss: SampleLoss
-    gradients: dict[str, Tensor]
-    start: int
-
-    def outputs_of(self, pushed: Tensor) -> Tensor:
-        """J v [K, *outputs shape] as [N, D, K]."""
-        if pushed.shape[0] == 1:
-            return self.layout.flatten(pushed[0]).unsqueeze(2)
-        return torch.stack([self.layout.flatten(column) for column in pushed], dim=2)
-
-    def columns_of(self, outputs: Tensor) -> Tensor:
-        """[N, D, K] as columns [K, *outputs shape]."""
-        shape = self.linear.outputs.shape
-        if outputs.shape[2] == 1:
-            return self.layout.unflatten(outputs[:, :, 0], shape).unsqueeze(0)
-        return torch.stack([self.layout.unflatten(part, shape) for part in outputs.unbind(2)])
 
 
 class Products:
@@ -153,6 +95,8 @@ class Products:
                 values.append(total.detach())
                 scales.append(part.loss.scale)
                 outputs.append(part.layout.flatten(part.linear.outputs.detach()))
+                if index == 0:
+                    self._prove(part)
                 if alone:
                     self._kept = part
                 else:
@@ -173,6 +117,13 @@ class Products:
         parameters = self._problem.trainable()
         return Space({name: parameters[name].shape for name in names})
 
+    def _prove(self, part: LivePart) -> None:
+        """Check the products in both directions, once for each model and set of parameters."""
+        proved = _PROVED.setdefault(self._problem.model, set())
+        if tuple(self._names) not in proved:
+            part.linear.check()
+            proved.add(tuple(self._names))
+
     def split_rows(self, tensor: Tensor) -> Tensor:
         """[N*T, ...] like the outputs to [N, T, ...]."""
         return SampleLayout(self.num_samples, self._layout.minor).split(tensor)
@@ -189,17 +140,18 @@ class Products:
         """
         self.count += vectors.shape[0]
         total = torch.zeros_like(vectors)
-        for part, weight, share in self._parts():
-            for some in self._blocks(part, vectors.shape[0]):
-                block = space.split(vectors[some])
-                if self._matrix == "hessian":
-                    total[some] += share * self._hessian_vector(part, space, block)
-                    continue
-                pushed = part.outputs_of(part.linear.jacobian_vector(block))
-                weighed = part.columns_of(part.loss.hessian_product(pushed))
-                del pushed
-                pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
-                total[some] += weight * space.join(pulled)
+        for index in range(len(self._bounds)):
+            with self._opened(index) as (part, weight, share):
+                for some in self._blocks(part, vectors.shape[0]):
+                    block = space.split(vectors[some])
+                    if self._matrix == "hessian":
+                        total[some] += share * self._hessian_vector(part, space, block)
+                        continue
+                    pushed = part.outputs_of(part.linear.jacobian_vector(block))
+                    weighed = part.columns_of(part.loss.hessian_product(pushed))
+                    del pushed
+                    pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
+                    total[some] += weight * space.join(pulled)
         return total
 
     def quadratic(self, space: Space, vectors: Tensor) -> Tensor:
@@ -221,45 +173,51 @@ class Products:
         count = vectors.shape[0]
         slopes = torch.zeros(self.num_samples, count, dtype=torch.float64, device=self.device)
         curvatures = torch.zeros_like(slopes)
-        for part, weight, _ in self._parts():
-            factor = weight / self.scale
-            rows = slice(part.start, part.start + part.layout.num_samples)
-            gradient = part.loss.gradient().unsqueeze(2)
-            for some in self._blocks(part, count):
-                block = space.split(vectors[some])
-                pushed = part.outputs_of(part.linear.jacobian_vector(block))  # [N, D, K]
-                slopes[rows, some] = factor * (gradient * pushed).sum(1, dtype=torch.float64)
-                weighed = part.loss.hessian_product(pushed).mul_(pushed)
-                curvatures[rows, some] = factor * weighed.sum(1, dtype=torch.float64)
+        for index in range(len(self._bounds)):
+            with self._opened(index) as (part, weight, _):
+                factor = weight / self.scale
+                rows = slice(part.start, part.start + part.layout.num_samples)
+                gradient = part.loss.gradient().unsqueeze(2)
+                for some in self._blocks(part, count):
+                    block = space.split(vectors[some])
+                    pushed = part.outputs_of(part.linear.jacobian_vector(block))  # [N, D, K]
+                    slopes[rows, some] = factor * (gradient * pushed).sum(1, dtype=torch.float64)
+                    weighed = part.loss.hessian_product(pushed).mul_(pushed)
+                    curvatures[rows, some] = factor * weighed.sum(1, dtype=torch.float64)
         return slopes, curvatures
 
     def gradient(self, space: Space) -> Tensor:
         """Gradient of the loss, [P]."""
         total = torch.zeros(space.size, dtype=self.dtype, device=self.device)
-        for part, weight, _ in self._parts():
-            column = part.columns_of(part.loss.gradient().unsqueeze(2))
-            pulled = part.linear.vector_jacobian(column, list(space.shapes))
-            total += weight * space.join(pulled)[0]
+        for index in range(len(self._bounds)):
+            with self._opened(index) as (part, weight, _):
+                column = part.columns_of(part.loss.gradient().unsqueeze(2))
+                pulled = part.linear.vector_jacobian(column, list(space.shapes))
+                total += weight * space.join(pulled)[0]
         return total
 
     def sample_gradient_norms(self, space: Space) -> Tensor:
         """Norms of the g_n, [N] in float64. Costs a backward pass for each sample."""
         norms = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
-        for part, weight, _ in self._parts():
-            gradient = part.loss.gradient()
-            for sample in range(part.layout.num_samples):
-                own = torch.zeros_like(gradient)
-                own[sample] = gradient[sample]
-                column = part.columns_of(own.unsqueeze(2))
-                pulled = part.linear.vector_jacobian(column, list(space.shapes))
-                squares = [part.double().square().sum() for part in pulled.values()]
-                norm = torch.stack(squares).sum().sqrt() * (weight / self.scale)
-                norms[part.start + sample] = norm
+        for index in range(len(self._bounds)):
+            with self._opened(index) as (part, weight, _):
+                gradient = part.loss.gradient()
+                for sample in range(part.layout.num_samples):
+                    own = torch.zeros_like(gradient)
+                    own[sample] = gradient[sample]
+                    column = part.columns_of(own.unsqueeze(2))
+                    pulled = part.linear.vector_jacobian(column, list(space.shapes))
+                    squares = [grad.double().square().sum() for grad in pulled.values()]
+                    norm = torch.stack(squares).sum().sqrt() * (weight / self.scale)
+                    norms[part.start + sample] = norm
         return norms
 
     def unused(self) -> list[str]:
         """Parameters that do not influence the outputs (of any microbatch)."""
-        found = [part.linear.unused() for part, _, _ in self._parts()]
+        found = []
+        for index in range(len(self._bounds)):
+            with self._opened(index) as (part, _, _):
+                found.append(part.linear.unused())
         return [name for name in found[0] if all(name in names for names in found)]
 
     def _hessian_vector(self, part: LivePart, space: Space, block: Mapping[str, Tensor]) -> Tensor:
@@ -312,15 +270,16 @@ class Products:
         loss = make_loss(call, layout)
         return LivePart(linear, layout, loss, gradients, self._starts[index])
 
-    def _parts(self) -> Iterator[tuple[LivePart, float, float]]:
-        """Each microbatch with its weight in sum_n l_n and its share of the loss."""
-        for index, (weight, share) in enumerate(zip(self._weights, self._shares, strict=True)):
-            if self._kept is not None:
-                with quiet_numerics():
-                    yield self._kept, weight, share
-                continue
-            with self._recorded(index) as recording:
-                yield self._live(index, recording), weight, share
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[tuple[LivePart, float, float]]:
+        """A microbatch with its weight in sum_n l_n and its share of the loss."""
+        weight, share = self._weights[index], self._shares[index]
+        if self._kept is not None:
+            with quiet_numerics():
+                yield self._kept, weight, share
+            return
+        with self._recorded(index) as recording:
+            yield self._live(index, recording), weight, share
 
     def _other_size(self, sizes: Sequence[Size]) -> Size | None:
         """A microbatch of another size, if the sizes at hand do not tell how the scale changes."""

@@ -135,6 +135,41 @@ def test_activation_checkpointing(tmp_path, matrix):
     assert again[key] == pytest.approx(kept[key], rel=1e-5) and kept[key] > 0
 
 
+class Once(torch.autograd.Function):
+    """Twice the input, with a backward pass that has no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class OnceDifferentiable(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, inputs):
+        return self.net[2](self.dropout(Once.apply(self.net[:2](inputs))))
+
+
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_a_model_that_cannot_be_differentiated_twice_trains_on(tmp_path, microbatch):
+    monitor = GGNSpectrumMonitor(
+        k=2, every_n_steps=1, method="matrix_free", microbatch=microbatch, data="train"
+    )
+    with pytest.warns(RuntimeWarning, match="of 4 parameters are seen"):
+        _, seen = fit(tmp_path, monitor, module=OnceDifferentiable)
+    _, alone = fit(tmp_path, module=OnceDifferentiable)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    for one, two in zip(seen.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_auto_says_once_what_it_takes(caplog, monkeypatch):
     monkeypatch.setattr(choice, "_SAID", set())
     small = nn.Linear(6, 3)
