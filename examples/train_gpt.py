@@ -1,6 +1,6 @@
 """Train a character-level GPT on the text of Python's manual, with all three monitors.
 
-    python examples/train_gpt.py [--max_steps 300] [--width 160] [--depth 3]
+    python examples/train_gpt.py [--max_steps 150] [--width 160] [--depth 3]
     tensorboard --logdir logs
 
 A batch of windows has thousands of outputs for each sample, so the Gram matrix of the exact GGN
@@ -42,7 +42,7 @@ def last_character(module, batch):
 def main(arguments=None):
     """Train and print what the monitors saw last."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max_steps", type=int, default=300)
+    parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--depth", type=int, default=3)
@@ -59,7 +59,9 @@ def main(arguments=None):
         callbacks=[
             GGNSpectrumMonitor(k=5, **looked_at),
             DirectionalDerivativesMonitor(k=5, **looked_at),
-            NTKMonitor(k=5, mode="trace", problem=last_character, **looked_at),
+            NTKMonitor(
+                k=4, mode="trace", problem=last_character, **{**looked_at, "max_samples": 4}
+            ),
         ],
     )
     module = CharacterGPT(width=options.width, depth=options.depth, context=options.window)
