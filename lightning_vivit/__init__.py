@@ -14,7 +14,7 @@ from lightning_vivit.computations import (
 )
 from lightning_vivit.directions import Directions
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.functions import (
     directional_derivatives,
     empirical_ntk,
@@ -38,6 +38,7 @@ __all__ = [
     "GGNSpectrumMonitor",
     "InteractionError",
     "KernelEstimate",
+    "MatrixFreeEvaluation",
     "NTKMonitor",
     "OptionError",
     "Problem",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -63,3 +65,19 @@ def candidate_axes(shape: tuple[int, ...], num_samples: int) -> list[SampleAxis]
             if num_samples > 1:
                 found.append(SampleAxis(dim, num_samples, minor=True))
     return found
+
+
+def likely_counts(sizes: Sequence[int], rows: int) -> list[int]:
+    """Possible numbers of samples, the likely ones first.
+
+    Args:
+        sizes: Leading sizes of the batch's tensors.
+        rows: Leading size of the outputs: the samples, or samples times positions.
+
+    Returns:
+        At least one number that divides `rows`.
+    """
+    whole = [rows] if rows == sizes[0] else []
+    common = [size for size, _ in Counter(sizes).most_common() if rows % size == 0]
+    parts = [size for size in common if size > 1] + [size for size in common if size == 1]
+    return list(dict.fromkeys([*whole, *parts])) or [rows]

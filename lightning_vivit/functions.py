@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 
 from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.evaluation import Evaluation, cross_kernel, evaluate
+from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.kernel_evaluation import cross_kernel
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.problem import Problem, batch_size
 
@@ -277,7 +278,9 @@ def _evaluate(
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
+    found = evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
+    assert isinstance(found, Evaluation)  # what method="gram" gives
+    return found
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from lightning_vivit.axes import likely_counts
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import SUPPORTED, LossCall
+from lightning_vivit.modes import eval_mode
 from lightning_vivit.precision import (
     convert_batch,
     converted_copy,
@@ -52,6 +55,7 @@ class Recording:
             of them says, or these samples times positions.
         loss: The loss call, or None if only the kernel is asked for.
         value: Value of the returned loss, or None.
+        total: The same with its graph, a scalar, or None.
         model: The user's module.
     """
 
@@ -60,7 +64,13 @@ class Recording:
     sizes: tuple[int, ...]
     loss: LossCall | None
     value: Tensor | None
+    total: Tensor | None
     model: nn.Module
+
+    @property
+    def batch_size(self) -> int:
+        """The likely number of samples."""
+        return likely_counts(self.sizes, self.outputs.shape[0])[0]
 
 
 class Problem:
@@ -72,6 +82,8 @@ class Problem:
         model: The module whose trainable parameters are differentiated.
         dtype: What it is evaluated in; None for its own, and float32 in place of half precision.
             A conversion makes a copy of the parameters.
+        in_eval: Whether to put the model in eval mode while it runs, and back afterwards. A
+            training step is replayed in eval mode anyway.
     """
 
     def __init__(
@@ -105,6 +117,7 @@ class Problem:
         self._reduction = reduction
         self._step: tuple[Any, int] | None = None
         self.dtype = dtype
+        self.in_eval = False
 
     @classmethod
     def from_training_step(cls, module: LightningModule, batch: Any, batch_idx: int = 0) -> Problem:
@@ -146,6 +159,37 @@ class Problem:
             )
         return found
 
+    def part(self, start: int, stop: int) -> Problem:
+        """The same problem on some of the samples.
+
+        Args:
+            start: The first sample.
+            stop: One after the last sample.
+
+        Returns:
+            A problem whose data are slices: of every tensor with one row per sample, and of
+            targets with T rows per sample, those of a sample together.
+        """
+        count = batch_size(self._inputs)
+
+        def cut(value: Any, rows: bool) -> Any:
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                return value
+            if value.shape[0] == count:
+                return value[start:stop]
+            if rows and value.shape[0] % count == 0:
+                each = value.shape[0] // count
+                return value[start * each : stop * each]
+            return value
+
+        cut_inputs = tree_map(lambda value: cut(value, False), self._inputs)
+        cut_targets = tree_map(lambda value: cut(value, True), self._targets)
+        part = Problem(self.model, self._loss, cut_inputs, cut_targets, reduction=self._reduction)
+        part.dtype, part.in_eval = self.dtype, self.in_eval
+        if self._step is not None:
+            part._step = (cut_inputs, self._step[1])
+        return part
+
     @contextmanager
     def recorded(
         self,
@@ -174,6 +218,8 @@ class Problem:
         replays = self._step is not None
         with quiet_numerics(), ExitStack() as stack:
             data = convert_batch(self._inputs, dtype)
+            if self.in_eval:
+                stack.enter_context(eval_mode(self.model))
             model = stack.enter_context(self._stand_in(session, dtype))
             stack.enter_context(default_dtype_of(model, replays))
             parameters = own if dtype is None else _trainable(model)
@@ -191,12 +237,14 @@ class Problem:
                 loss, value = self._explicit_loss(recorder, outputs, targets)
             outputs = _check_outputs(outputs if loss is None else loss.outputs)
             recorder.forget()
+            total = None if value is None else value.sum()
+            value = None if value is None else value.detach()
             if value is not None and not is_part and not bool(torch.isfinite(value).all()):
                 raise ProblemError(
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
-            yield Recording(recorder.tape, outputs, sizes, loss, value, self.model)
+            yield Recording(recorder.tape, outputs, sizes, loss, value, total, self.model)
 
     def _stand_in(
         self, session: BackpackSession | None, dtype: torch.dtype | None
@@ -231,14 +279,14 @@ class Problem:
         if len(tape.losses) == len(known) == 1 and not tape.other_losses and not moved:
             call = known[0]
             if call.result is value:
-                return LossCall(call.name, call.outputs, call.target, call.options), value.detach()
+                return LossCall(call.name, call.outputs, call.target, call.options), value
             multiplier = _multiplier(value, call)
             if multiplier is not None and value.ndim == 0:
                 found = LossCall(call.name, call.outputs, call.target, call.options, multiplier)
-                return found, value.detach()
+                return found, value
         reduction = self._reduction or getattr(self._loss, "reduction", None) or "mean"
         options = {"function": self._loss, "reduction": reduction}
-        return LossCall("custom", outputs, targets, options), value.detach()
+        return LossCall("custom", outputs, targets, options), value
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -362,7 +410,7 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
             f"{_OWN_LOSS}"
         )
     options = dict(call.options)
-    return LossCall(call.name, call.outputs, call.target, options, multiplier), loss.detach()
+    return LossCall(call.name, call.outputs, call.target, options, multiplier), loss
 
 
 def _is_rearranged(found: Tensor, outputs: Tensor) -> bool:

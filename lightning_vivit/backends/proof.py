@@ -10,7 +10,6 @@ again from time to time, since a product with a matrix that depends on the data 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from lightning_vivit.axes import SampleAxis, candidate_axes
+from lightning_vivit.axes import SampleAxis, candidate_axes, likely_counts
 from lightning_vivit.backends.autograd import Structure, structured_factors
 from lightning_vivit.backends.probing import Place, halves, make_probe, mismatch, tolerance
 from lightning_vivit.batched import batched_grad
@@ -123,7 +122,7 @@ def locate_samples(
     if rows == 0:
         raise ProblemError("The outputs are empty: the batch has no sample.")
     axes = []
-    for count in _counts(sizes, rows):
+    for count in likely_counts(sizes, rows):
         axes.append(SampleAxis(0, count))
         if 1 < count < rows:
             axes.append(SampleAxis(0, count, minor=True))
@@ -135,14 +134,6 @@ def locate_samples(
             first = first or error
     assert first is not None
     raise first
-
-
-def _counts(sizes: Sequence[int], rows: int) -> list[int]:
-    """Possible numbers of samples, the likely ones first."""
-    whole = [rows] if rows == sizes[0] else []
-    common = [size for size, _ in Counter(sizes).most_common() if rows % size == 0]
-    parts = [size for size in common if size > 1] + [size for size in common if size == 1]
-    return list(dict.fromkeys([*whole, *parts])) or [rows]
 
 
 def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> tuple[Structure, bool]:

@@ -18,9 +18,9 @@ from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
 from lightning_vivit.callbacks.progress import shown_in_progress_bar
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
-from lightning_vivit.callbacks.session import ProblemFactory, Request, Session
+from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import BACKENDS, Evaluation
+from lightning_vivit.evaluation import BACKENDS, MATRICES, METHODS
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -102,6 +102,10 @@ class Monitor(Callback):
     panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
+    method = "auto"
+    matrix = "ggn"
+    tol = 1e-2  # of matrix-free eigenpairs
+    microbatch: int | None = None
 
     def __init__(
         self,
@@ -173,10 +177,10 @@ class Monitor(Callback):
         self.forget()
 
     @abstractmethod
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """What this monitor has to say about one parameter group."""
 
-    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
         """Note what `measure` needs of the Trainer."""
 
     def forget(self) -> None:
@@ -245,7 +249,8 @@ class Monitor(Callback):
         self._start_over()
         if monitors and monitors[0] is self:
             needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
-            session = Session(monitors[-1], needs, Ranks.of(trainer))
+            requests = [monitor._request() for monitor in monitors]
+            session = Session(monitors[-1], needs, requests, Ranks.of(trainer))
             for monitor in monitors:
                 monitor._session = session
 
@@ -368,6 +373,24 @@ class Monitor(Callback):
             self._raw.take(trainer, report, type(self).__name__, self.options())
             self._session.ranks.exchange()
 
+    def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
+        """Take and check the options of a monitor that can do without a Gram matrix."""
+        require_choice("method", method, METHODS)
+        require_choice("matrix", matrix, MATRICES)
+        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+            raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
+        if microbatch is not None:
+            require_integer("microbatch", microbatch, lowest=1)
+        if matrix == "hessian" and (method in ("gram", "mc") or self.mc_samples):
+            raise OptionError(
+                "The Hessian is looked at matrix-free: there is no Gram matrix and no Monte Carlo "
+                "estimate of it. Use method='auto' or 'matrix_free' and mc_samples=0."
+            )
+        if method == "mc" and self.mc_samples == 0:
+            self.mc_samples = 1
+        self.method, self.matrix, self.tol = method, matrix, float(tol)
+        self.microbatch = microbatch
+
     def _request(self) -> Request:
         dtype = None if self.dtype is None else DTYPES[self.dtype]
         replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
@@ -379,9 +402,14 @@ class Monitor(Callback):
             self.problem,
             self.backend,
             replay,
+            method=self.method,
+            matrix=self.matrix,
+            tol=self.tol,
+            microbatch=self.microbatch,
+            k=self.k,
         )
 
-    def _report(self, evaluation: Evaluation) -> Report:
+    def _report(self, evaluation: Found) -> Report:
         report = Report(self._step, monitor=f"{self.prefix}{self.section}")
         drawn = self.figures and self._looks % self.figures_every == 0
         self._looks += 1

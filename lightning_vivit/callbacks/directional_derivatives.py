@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_integer
+from lightning_vivit.callbacks.session import Found
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.figures import draw_directions
 from lightning_vivit.groups import layers_of
 from lightning_vivit.loggers import Findings, Panel
@@ -57,6 +57,12 @@ class DirectionalDerivativesMonitor(Monitor):
         gradients: Whether to log norms, variance and noise scale of the gradients too.
         mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
             Monte Carlo columns for each sample, which is cheaper for many outputs.
+        method: "gram", "mc", "matrix_free" or "auto", see `GGNSpectrumMonitor`. Matrix-free
+            directions are those of eigenpairs with relative residual `tol`, and slopes and
+            curvatures cost one Jacobian-vector product for each; gradients=True then costs one
+            backward pass for each sample.
+        tol: Relative residual of matrix-free eigenpairs.
+        microbatch: Samples in memory at once, matrix-free only; None for all.
         **options: Those of `Monitor`.
     """
 
@@ -82,10 +88,14 @@ class DirectionalDerivativesMonitor(Monitor):
         damping: float = 0.0,
         gradients: bool = False,
         mc_samples: int = 0,
+        method: Literal["auto", "gram", "mc", "matrix_free"] = "auto",
+        tol: float = 1e-2,
+        microbatch: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
+        self.choose_method(method, "ggn", tol, microbatch)
         if isinstance(damping, bool) or not isinstance(damping, (int, float)) or damping < 0:
             raise OptionError(f"damping has to be a number >= 0, got {damping!r}.")
         self.damping = float(damping)
@@ -97,9 +107,10 @@ class DirectionalDerivativesMonitor(Monitor):
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
-        return {**super().options(), "damping": self.damping, "gradients": self.gradients}
+        own = {"damping": self.damping, "gradients": self.gradients, "method": self.method}
+        return {**super().options(), **own, "tol": self.tol, "microbatch": self.microbatch}
 
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """Statistics of the determined directions of one group."""
         k = self.limit_k(evaluation.num_directions)
         found = evaluation.directions(group, k)
@@ -140,7 +151,7 @@ class DirectionalDerivativesMonitor(Monitor):
         )
 
 
-def _gradient_statistics(evaluation: Evaluation, group: str) -> dict[str, float | Tensor]:
+def _gradient_statistics(evaluation: Found, group: str) -> dict[str, float | Tensor]:
     squared = evaluation.gradient_norm_squared(group)
     assert evaluation.scale is not None  # there are directions, so there is a loss
     mean_squared = squared / (evaluation.scale * evaluation.num_samples) ** 2

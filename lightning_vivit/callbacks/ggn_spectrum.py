@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
 from lightning_vivit.callbacks.options import require_integer
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.callbacks.session import Found
+from lightning_vivit.evaluation import MatrixFreeEvaluation
 from lightning_vivit.figures import History, draw_layers, draw_spectra
 from lightning_vivit.loggers import Draw, Findings, Panel
 from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
+from lightning_vivit.metrics.functional import stability_ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,11 +48,32 @@ class GGNSpectrumMonitor(Monitor):
     data and options), its eigenvalues; for the overlap k backward passes and memory for k vectors
     of the size of the parameters. Between monitored steps nothing.
 
+    Without a Gram matrix (method="matrix_free", or where "auto" takes it) only the k leading
+    eigenvalues are known, so the effective rank and the histogram are left out, and there are:
+
+    - `ggn/trace`: an estimate (Hutch++), with its standard error `ggn/trace_error`.
+    - `ggn/products`: matrix-vector products that this monitor's search took (0 if another monitor
+      has paid for it), each about 1.5 to 2.5 training steps on the same data. From the second
+      monitored step on the search starts from the last eigenvectors, which saves up to 60% where
+      the steps are close; a resumed run starts it anew. Between monitored steps the k
+      eigenvectors stay in memory.
+
+    With matrix="hessian" the same keys are those of the Hessian of the loss, under `hessian/`
+    instead of `ggn/`: the k largest eigenvalues, signed; the first one is the sharpness.
+
     Args:
         k: How many leading eigenvalues to log, and the dimension of the top subspace.
         overlap: Whether to follow the top subspace. Without it no eigenvector is computed.
         mc_samples: 0 uses the exact loss Hessian; a positive number estimates it with so many
             Monte Carlo columns for each sample, which is cheaper for many outputs.
+        method: "gram" computes all eigenvalues from the Gram matrix, "mc" the same with Monte
+            Carlo columns, "matrix_free" the k leading ones from matrix-vector products. "auto"
+            takes the Gram matrix up to 2048 rows (samples times outputs), beyond that what is
+            predicted to be faster and fits into memory, and says so once at level INFO.
+        matrix: "ggn", or "hessian" for the true Hessian of the loss.
+        tol: Relative residual at which a matrix-free eigenpair counts as found; the error of a
+            separated eigenvalue is about its square.
+        microbatch: Samples in memory at once, matrix-free only; None for all.
         **options: Those of `Monitor`.
     """
 
@@ -64,32 +87,46 @@ class GGNSpectrumMonitor(Monitor):
     )
 
     def __init__(
-        self, k: int = 10, overlap: bool = True, mc_samples: int = 0, **options: Any
+        self,
+        k: int = 10,
+        overlap: bool = True,
+        mc_samples: int = 0,
+        method: Literal["auto", "gram", "mc", "matrix_free"] = "auto",
+        matrix: Literal["ggn", "hessian"] = "ggn",
+        tol: float = 1e-2,
+        microbatch: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
+        self.choose_method(method, matrix, tol, microbatch)
+        if matrix == "hessian":
+            self.section = "hessian"
         self.overlap = overlap
         self._subspaces: dict[str, SubspaceOverlap] = {}
         self._rates: dict[str, tuple[float, float] | None] = {}
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
-        return {**super().options(), "overlap": self.overlap}
+        own = {"overlap": self.overlap, "method": self.method, "matrix": self.matrix}
+        return {**super().options(), **own, "tol": self.tol, "microbatch": self.microbatch}
 
     def forget(self) -> None:
         """Forget the previous subspaces, and the steps of the figures."""
         self._subspaces = {}
         self._histories: dict[str, History] = {}
 
-    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
         """Note the learning rates."""
         self._rates = {
             group: learning_rate_and_momentum(trainer, module, names)
             for group, names in evaluation.groups.items()
         }
 
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """Spectrum, sharpness and overlap of one group."""
+        if isinstance(evaluation, MatrixFreeEvaluation):
+            return self._measure_leading(evaluation, group)
         subspace: dict[str, float | Tensor] = {}
         eigenvalues = evaluation.eigenvalues(group)
         k = self.limit_k(eigenvalues.numel())
@@ -129,7 +166,26 @@ class GGNSpectrumMonitor(Monitor):
         title = "Largest GGN eigenvalues"
         return draw_layers(list(entries), steps, np.array(values), title)
 
-    def _compare(self, evaluation: Evaluation, group: str, k: int) -> dict[str, float | Tensor]:
+    def _measure_leading(self, evaluation: MatrixFreeEvaluation, group: str) -> Findings:
+        """What the leading eigenpairs tell, where there is no Gram matrix."""
+        before = evaluation.products
+        eigenvalues = evaluation.eigenvalues(group)
+        spent = evaluation.products - before
+        k = min(self.k, eigenvalues.numel())
+        top = eigenvalues.flip(0)[:k]
+        rate = self._rates.get(group)
+        scalars: dict[str, float | Tensor] = {
+            f"eigenvalue_{i}": value for i, value in enumerate(top, start=1)
+        }
+        trace = evaluation.trace(group)
+        scalars |= {"trace": trace.value, "trace_error": trace.error, "products": float(spent)}
+        if rate is not None:
+            scalars["sharpness_lr"] = stability_ratio(top[0], rate[0], rate[1])
+        if self.overlap and (self.matrix == "hessian" or evaluation.rank(group) >= k):
+            scalars |= self._compare(evaluation, group, k)
+        return Findings(scalars, arrays={"eigenvalues": eigenvalues})
+
+    def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)
         metric = self._subspaces.setdefault(group, SubspaceOverlap())
         known = metric.previous.numel() > 0

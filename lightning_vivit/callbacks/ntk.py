@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
-from lightning_vivit.callbacks.session import Request
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.callbacks.session import Found, Request
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
@@ -110,7 +109,7 @@ class NTKMonitor(Monitor):
         self._drifts = {}
         self._histories: dict[str, History] = {}
 
-    def measure(self, evaluation: Evaluation, group: str) -> Findings:
+    def measure(self, evaluation: Found, group: str) -> Findings:
         """Spectrum, alignment and drift of one group's kernel."""
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)

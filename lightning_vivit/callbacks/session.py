@@ -2,15 +2,16 @@
 
 Shared is what would give the same result: same samples (equal `data`, `seed` and `max_samples`, or
 the same given probe), same parameter groups, same columns (exact, or the same number of Monte Carlo
-samples), same dtype, same `problem` callable. Monitors that differ in one of these pay for an
-evaluation each; in particular monitors with different parameter groups do not share.
+samples), same dtype, same `problem` callable, same method, matrix and tolerance. Monitors that
+differ in one of these pay for an evaluation each; in particular monitors with different parameter
+groups do not share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,8 +21,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
-from lightning_vivit.evaluation import Evaluation, evaluate, evaluate_outputs
+from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.groups import ParamGroups
+from lightning_vivit.kernel_evaluation import evaluate_outputs
+from lightning_vivit.matrixfree.evaluation import Start
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.parallel import (
     Part,
@@ -33,6 +36,7 @@ from lightning_vivit.parallel import (
 )
 from lightning_vivit.problem import Problem
 
+Found: TypeAlias = "Evaluation | MatrixFreeEvaluation"
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
 
 
@@ -48,6 +52,11 @@ class Request:
     backend: str = "auto"
     replay_dtype: torch.dtype | None = None
     output_kernel: OutputKernel | None = None  # a kernel of its own, nothing else
+    method: str = "gram"
+    matrix: str = "ggn"
+    tol: float = 1e-2
+    microbatch: int | None = None
+    k: int = 10  # requests that differ in k alone share what the largest one needs
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -62,6 +71,10 @@ class Request:
             self.backend,
             self.replay_dtype,
             self.output_kernel,
+            self.method,
+            self.matrix,
+            self.tol,
+            self.microbatch,
         )
 
 
@@ -71,6 +84,7 @@ class Session:
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
         kernel_requests: Requests that need the NTK, which the other monitors can do without.
+        requests: All requests.
         ranks: The processes of the run.
     """
 
@@ -78,14 +92,19 @@ class Session:
         self,
         last: object,
         kernel_requests: Iterable[Request] = (),
+        requests: Iterable[Request] = (),
         ranks: Ranks | None = None,
     ) -> None:
         self.last = last
+        self._largest: dict[tuple[Any, ...], int] = {}
+        for request in requests:
+            self._largest[request.key] = max(request.k, self._largest.get(request.key, 0))
+        self._starts: dict[tuple[Any, ...], dict[str, Start]] = {}
         self.ranks = Ranks() if ranks is None else ranks
         self._kernel_keys = {request.key for request in kernel_requests}
         self.pacer = Pacer()
         self._probes: dict[tuple[Any, ...], Any] = {}
-        self._results: dict[tuple[Any, ...], Evaluation | Exception] = {}
+        self._results: dict[tuple[Any, ...], Found | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
         self._reported: Exception | None = None
         self._warned_of_unused = False
@@ -103,7 +122,7 @@ class Session:
 
     def evaluate(
         self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
-    ) -> Evaluation:
+    ) -> Found:
         """The evaluation of a batch, made at the first request and kept until `end_step`.
 
         Args:
@@ -120,7 +139,9 @@ class Session:
         if found is None:
             try:
                 kernel = request.key in self._kernel_keys
-                found = self._run(request, module, clone_tensors(batch), batch_idx, seed, kernel)
+                request = replace(request, k=self._largest.get(request.key, request.k))
+                data = clone_tensors(batch)
+                found = self._run(request, module, data, batch_idx, seed, kernel)
                 self.ranks.exchange()  # all have it, or nobody
             except Exception as error:
                 found = error
@@ -134,7 +155,7 @@ class Session:
         owner = self._writers.setdefault(key, monitor)
         return None if owner is monitor else owner
 
-    def warn_of_unused(self, evaluation: Evaluation) -> None:
+    def warn_of_unused(self, evaluation: Found) -> None:
         """Say once which parameters have no influence on the loss."""
         if evaluation.unused and not self._warned_of_unused:
             self._warned_of_unused = True
@@ -153,7 +174,10 @@ class Session:
         return first
 
     def end_step(self) -> None:
-        """Free what was computed at this step."""
+        """Free what was computed at this step, but for what the next search starts from."""
+        for key, found in self._results.items():
+            if isinstance(found, MatrixFreeEvaluation):
+                self._starts[key] = found.warm_start()
         self._results.clear()
         self._writers.clear()
         self._reported = None
@@ -167,12 +191,21 @@ class Session:
         batch_idx: int,
         seed: int,
         kernel: bool,
-    ) -> Evaluation:
+    ) -> Found:
         options: dict[str, Any] = {"param_groups": request.param_groups}
         options["backend"] = request.backend
-        run: Callable[..., Evaluation] = evaluate
+        run: Callable[..., Found] = evaluate
+        several = self.ranks.size > 1
+        divided = several and request.output_kernel is None
         if request.output_kernel is None:
-            options |= {"dtype": request.dtype, "kernel": kernel}
+            options |= {"dtype": request.dtype, "kernel": kernel, "method": request.method}
+            options |= {"k": request.k, "tol": request.tol, "matrix": request.matrix}
+            options["microbatch"] = request.microbatch
+            options["start"] = self._starts.get(request.key)
+            if request.method == "matrix_free" or request.matrix == "hessian":
+                divided = False
+            elif several:
+                options["method"] = "gram" if request.method == "auto" else request.method
         else:
             run = evaluate_outputs
             options["wanted"] = request.output_kernel
@@ -187,13 +220,14 @@ class Session:
             else:
                 problem = request.problem(module, some)
             problem.dtype = problem.dtype or request.replay_dtype
+            problem.in_eval = True  # also where a result computes later
             return problem
 
         with ExitStack() as stack:
             stack.enter_context(common_buffers(module, self.ranks))
-            if self.ranks.size > 1 and request.output_kernel is None:
+            if divided:
                 batch, options["part"] = self._part(request, batch, state)
-            elif self.ranks.size > 1:  # not divided: every rank computes the whole
+            elif several:  # not divided: every rank computes the whole
                 same = self._is_common(request, batch)
                 batch = batch if same else gather_batch(batch, self.ranks)
             if request.problem is None:

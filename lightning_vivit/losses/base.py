@@ -22,9 +22,12 @@ class SampleLoss(ABC):
 
     Attributes:
         scale: 1/N for a mean over the batch, 1 for a sum.
+        normalizer: What reduction "mean" divides by: a number of entries, or a sum of weights.
+            Needed for microbatches only.
     """
 
     scale: float
+    normalizer: float = float("nan")
 
     @abstractmethod
     def value(self) -> Tensor:
@@ -37,6 +40,19 @@ class SampleLoss(ABC):
     @abstractmethod
     def hessian_root(self) -> Tensor:
         """Roots S_n with S_n S_n^T the Hessian of l_n with respect to f_n, [N, D, M]."""
+
+    def hessian_product(self, vectors: Tensor) -> Tensor:
+        """Hessians H_n of l_n times vectors; losses with many outputs do it without a root.
+
+        Args:
+            vectors: [N, D, K].
+
+        Returns:
+            [N, D, K]. Costs a few passes over the vectors; memory for the result and K numbers
+            for each position. By default the root is formed.
+        """
+        root = self.hessian_root()
+        return root @ (root.transpose(1, 2) @ vectors)
 
     def basis(self) -> Tensor | None:
         """Orthonormal columns that span all gradients r_n and all roots S_n, if fewer than D do.

@@ -74,6 +74,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
             call,
             layout,
             scaling.scale,
+            float(shape.numel()),
             -negative * F.logsigmoid(-f) - positive * F.logsigmoid(f),
             negative * self._on - positive * self._off,
             self._evidence * self._on * self._off,

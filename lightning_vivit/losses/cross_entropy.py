@@ -99,14 +99,22 @@ class CrossEntropy(SampleLoss):
         coefficient = scaling.coefficient
         if isinstance(coefficient, Tensor):
             coefficient = coefficient.unsqueeze(-1)
-        self.scale = scaling.scale
+        self.scale, self.normalizer = scaling.scale, normalizer
         self._layout, self._dtype = layout, outputs.dtype
         rows = outputs.shape[0]
         self._targets = (weights * coefficient).reshape(rows, -1, num_classes)  # t, [N*T, L, C]
         self._logits = logits.reshape(rows, -1, num_classes)  # [N*T, L, C]
         self._total = self._targets.sum(-1, keepdim=True)  # w, [N*T, L, 1]
-        self._probabilities, self._complements = _softmax(self._logits)  # p and 1 - p
+        self._probabilities = self._logits.softmax(-1)  # p
         check_finite(call, self._terms(), self._position_gradients())
+
+    @property
+    def _complements(self) -> Tensor:
+        """1 - p with full relative accuracy, made anew: it is as large as the outputs."""
+        p = self._probabilities
+        top = p.argmax(-1, keepdim=True)
+        rest = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+        return (1.0 - p).scatter_(-1, top, rest)
 
     def _terms(self) -> Tensor:
         """Weighted terms of the positions, [N*T, L]."""
@@ -144,6 +152,23 @@ class CrossEntropy(SampleLoss):
         same_position.copy_(blocks.permute(0, 3, 4, 1, 2))
         return root.reshape(n, t * c * length, t * c * length).to(self._dtype)
 
+    def hessian_product(self, vectors: Tensor) -> Tensor:
+        """Products w p (v - p.v) of every position, [N, D, K].
+
+        The vectors are first shifted to be zero at the most likely class, which changes nothing
+        and avoids the cancellation of a saturated softmax.
+        """
+        rows, length, c = self._logits.shape
+        n, count = vectors.shape[0], vectors.shape[2]
+        parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
+        p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
+        total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1)  # [N, T, 1, L, 1]
+        top = p.argmax(2, keepdim=True).expand(-1, -1, -1, -1, count)
+        product = (parts - parts.gather(2, top)).mul_(p)  # p v
+        mean = product.sum(2, keepdim=True)  # p.v
+        product.addcmul_(p, mean, value=-1.0).mul_(total)
+        return product.reshape(vectors.shape).to(self._dtype)
+
     def basis(self) -> Tensor | None:
         """Logits may be shifted without an effect: C - 1 directions for each position matter."""
         rows, length, c = self._logits.shape
@@ -175,14 +200,6 @@ class CrossEntropy(SampleLoss):
         """[N*T, L, C, M] to [N, D, M] in the order of the outputs, where classes come first."""
         ordered = self._layout.split(columns.transpose(1, 2))  # [N, T, C, L, M]
         return ordered.reshape(self._layout.num_samples, -1, columns.shape[-1]).to(self._dtype)
-
-
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities p and their complements 1 - p, both with full relative accuracy."""
-    p = logits.softmax(-1)
-    top = p.argmax(-1, keepdim=True)
-    rest = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
-    return p, (1.0 - p).scatter(-1, top, rest)
 
 
 def _check_log_probabilities(logits: Tensor, weights: Tensor, dtype: torch.dtype) -> None:

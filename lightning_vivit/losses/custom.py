@@ -26,6 +26,8 @@ from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.scaling import average_draws, scale_terms
 
+_MANY_OUTPUTS = 2048
+
 
 class CustomLoss(SampleLoss):
     """A callable of outputs and target that returns a scalar, a sum or mean over samples.
@@ -33,6 +35,9 @@ class CustomLoss(SampleLoss):
     The callable only defines the sum of the l_n. `value` evaluates it on each sample alone where
     the results add up to the loss, and otherwise shares the loss equally among the samples: the
     constants in l_n are then a convention, its derivatives are not affected.
+
+    Up to 2048 outputs of a sample the Hessian is formed at once and refused if it is not convex or
+    joins samples; for more outputs only when its root is asked for.
     """
 
     def __init__(self, call: LossCall, layout: SampleLayout) -> None:
@@ -58,14 +63,21 @@ class CustomLoss(SampleLoss):
             call, layout.num_samples, torch.Size(), 1.0, options["reduction"], outputs.dtype
         )
         self.scale = scaling.scale
+        self.normalizer = float(layout.num_samples)
         self._factor = float(scaling.coefficient)  # sum_n l_n = factor * function(...)
         self._call, self._layout = call, layout
         self._function: Callable[[Tensor, Any], Tensor] = options["function"]
+        self._root: Tensor | None = None
         with torch.inference_mode(False), torch.enable_grad():
             self._outputs = outputs.clone()
-            self._total, slopes, curvature = self._differentiate()
-        self._gradient = layout.flatten(slopes)  # [N, D]
-        self._root = self._factorise(curvature)  # [N, D, D]
+            self._outputs_live = self._outputs.clone().requires_grad_()
+            total, self._slopes = self._evaluate(self._outputs_live)
+            self._total = total.detach()
+            check_finite(call, self._total, self._slopes.detach())
+            self._check_gradients(self._slopes.detach())
+        self._gradient = layout.flatten(self._slopes.detach())  # [N, D]
+        if self._gradient.shape[1] <= _MANY_OUTPUTS:
+            self.hessian_root()  # with the checks that need all second derivatives
 
     def value(self) -> Tensor:
         """Losses l_n, [N]."""
@@ -94,20 +106,27 @@ class CustomLoss(SampleLoss):
         return self._gradient
 
     def hessian_root(self) -> Tensor:
-        """Roots S_n from eigenvectors, [N, D, D]."""
+        """Roots S_n from eigenvectors, [N, D, D]; made once, by D products."""
+        if self._root is None:
+            self._root = self._factorise(self._blocks())
         return self._root
+
+    def hessian_product(self, vectors: Tensor) -> Tensor:
+        """Products by double differentiation of the loss function, [N, D, K]."""
+        return torch.stack([self._product(column) for column in vectors.unbind(2)], dim=2)
 
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian draws with the Hessian as covariance, [N, D, M]."""
         check_mc_samples(mc_samples)
+        root = self.hessian_root()
         noise = torch.randn(
             *self._gradient.shape,
             mc_samples,
             generator=generator,
-            device=random_device(generator, self._root),
-            dtype=self._root.dtype,
+            device=random_device(generator, root),
+            dtype=root.dtype,
         )
-        return average_draws(self._root @ noise.to(self._root.device))
+        return average_draws(root @ noise.to(root.device))
 
     def _evaluate(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n l_n and its gradient, with a graph; `outputs` must require a gradient."""
@@ -127,36 +146,30 @@ class CustomLoss(SampleLoss):
         (slopes,) = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
         return loss, slopes
 
-    def _differentiate(self) -> tuple[Tensor, Tensor, Tensor]:
-        """sum_n l_n, its gradient like the outputs, and the Hessian blocks [N, D, D]."""
-        outputs = self._outputs.clone().requires_grad_()
-        loss, slopes = self._evaluate(outputs)
-        check_finite(self._call, loss.detach(), slopes.detach())
-        columns = self._layout.flatten(slopes)  # [N, D]
-        n, d = columns.shape
+    def _product(self, vector: Tensor) -> Tensor:
+        """Hessian of sum_n l_n times a vector [N, D], [N, D]."""
+        if not self._slopes.requires_grad:  # linear in the outputs
+            return torch.zeros_like(self._gradient)
+        cotangent = self._layout.unflatten(vector, self._outputs.shape)
+        (result,) = torch.autograd.grad(
+            self._slopes, self._outputs_live, cotangent, retain_graph=True, materialize_grads=True
+        )
+        return self._layout.flatten(result).detach()
 
-        def product(vector: Tensor) -> Tensor:
-            """Hessian of sum_n l_n times a vector, [N, D]."""
-            if not slopes.requires_grad:  # linear in the outputs
-                return torch.zeros_like(columns)
-            (result,) = torch.autograd.grad(
-                columns, outputs, vector, retain_graph=True, materialize_grads=True
-            )
-            return self._layout.flatten(result).detach()
-
-        units = torch.eye(d, dtype=columns.dtype, device=columns.device)
-        blocks = torch.stack([product(unit.expand(n, d)) for unit in units], dim=1)
+    def _blocks(self) -> Tensor:
+        """The Hessians, [N, D, D], after the check that no second derivative joins two samples."""
+        n, d = self._gradient.shape
+        units = torch.eye(d, dtype=self._gradient.dtype, device=self._gradient.device)
+        blocks = torch.stack([self._product(unit.expand(n, d)) for unit in units], dim=1)
         draw = torch.Generator().manual_seed(0)
-        probe = torch.randn(n, d, generator=draw, dtype=columns.dtype).to(columns.device)
+        probe = torch.randn(n, d, generator=draw, dtype=blocks.dtype).to(blocks.device)
         if not bool(blocks.isfinite().all()):
             raise ProblemError(
                 "The second derivatives of the custom loss are not finite on this batch. Avoid "
                 "functions with an infinite curvature, such as the square root at zero."
             )
-        expected = torch.einsum("nc,ncd->nd", probe, blocks)
-        self._check_separate(product(probe), expected)
-        self._check_gradients(slopes.detach())
-        return loss.detach(), slopes.detach(), blocks
+        self._check_separate(self._product(probe), torch.einsum("nc,ncd->nd", probe, blocks))
+        return blocks
 
     def _check_separate(self, actual: Tensor, expected: Tensor) -> None:
         """Refuse cross terms between samples."""

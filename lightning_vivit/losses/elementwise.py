@@ -25,6 +25,7 @@ class ElementwiseLoss(SampleLoss):
         call: LossCall,
         layout: SampleLayout,
         scale: float,
+        normalizer: float,
         terms: Tensor,
         slopes: Tensor,
         curvatures: Tensor,
@@ -35,12 +36,13 @@ class ElementwiseLoss(SampleLoss):
             call: The call of the loss.
             layout: Which rows of the outputs belong to which sample.
             scale: Factor outside the sum over samples.
+            normalizer: What reduction "mean" divides by.
             terms: Scaled terms, of the shape of the outputs.
             slopes: Their first derivatives, of the same shape.
             curvatures: Their second derivatives, of the same shape, zero or positive.
         """
         check_finite(call, terms, slopes)
-        self.scale = scale
+        self.scale, self.normalizer = scale, normalizer
         self._layout, self._dtype = layout, call.outputs.dtype
         self._terms, self._slopes, self._curvatures = terms, slopes, curvatures
 
@@ -73,7 +75,8 @@ class ElementwiseLoss(SampleLoss):
         )
         factor = scaling.coefficient
         parts = [part.detach().to(dtype) * factor for part in (terms, slopes, curvatures)]
-        return cls(call, layout, scaling.scale, parts[0], parts[1], parts[2])
+        count = float(terms.numel())
+        return cls(call, layout, scaling.scale, count, parts[0], parts[1], parts[2])
 
     def value(self) -> Tensor:
         """Losses l_n, [N]."""
@@ -86,6 +89,10 @@ class ElementwiseLoss(SampleLoss):
     def hessian_root(self) -> Tensor:
         """Roots S_n, [N, D, D], diagonal."""
         return self._layout.flatten(self._curvatures).sqrt().diag_embed().to(self._dtype)
+
+    def hessian_product(self, vectors: Tensor) -> Tensor:
+        """Curvatures times vectors, [N, D, K]."""
+        return self._layout.flatten(self._curvatures).to(self._dtype).unsqueeze(-1) * vectors
 
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns of independent entries with mean zero and the curvatures as variances."""

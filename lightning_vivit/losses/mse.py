@@ -60,6 +60,7 @@ class SquaredError(ElementwiseLoss):
             call,
             layout,
             scaling.scale,
+            normalizer,
             (factor * difference**2).sum_to_size(shape),
             slopes.sum_to_size(shape),
             curvatures.sum_to_size(shape),

@@ -1,0 +1,1 @@
+"""Curvature without a Gram matrix: products, leading eigenpairs, directions, trace."""
