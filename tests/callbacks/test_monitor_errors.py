@@ -154,7 +154,7 @@ def test_raise_ends_the_run_and_restores_the_module(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("lightning_vivit.evaluation.compute_kernels", broken)
+    monkeypatch.setattr("lightning_vivit.gram_evaluation.compute_kernels", broken)
     module = Delicate()
     monitor = GGNSpectrumMonitor(on_error="raise")
     fit = trainer(tmp_path, monitor, logger=RecordingLogger())

@@ -144,7 +144,7 @@ def test_a_failing_monitor_leaves_the_run_as_it_is(
         raise RuntimeError("injected")
 
     plain = run(tmp_path, Delicate(), [])
-    monkeypatch.setattr("lightning_vivit.evaluation.compute_kernels", broken)
+    monkeypatch.setattr("lightning_vivit.gram_evaluation.compute_kernels", broken)
     with pytest.warns(RuntimeWarning, match="injected"):
         watched = run(tmp_path, Delicate(), [GGNSpectrumMonitor(every_n_steps=2)])
     assert watched.pop("monitored") == set()
