@@ -19,11 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
+
+Halves: TypeAlias = "Callable[[Tensor], tuple[Tensor | None, Tensor]]"
 
 WHICH = ("largest", "magnitude")
 _CHUNK = 1 << 13  # entries of a vector that are summed in its own dtype
@@ -53,7 +56,7 @@ class Eigenpairs:
 
 
 def leading_eigenpairs(
-    multiply: Callable[[Tensor], Tensor],
+    multiply: Callable[[Tensor], Tensor] | None,
     size: int,
     k: int,
     *,
@@ -64,6 +67,8 @@ def leading_eigenpairs(
     max_basis: int | None = None,
     block: int = 1,
     verify: int = 4,
+    halves: Halves | None = None,
+    random: Callable[[], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
@@ -101,10 +106,18 @@ def leading_eigenpairs(
         raise OptionError(f"tol is {tol!r}; it must be a positive number.")
     limit = 20 * k + 100 if max_products is None else max_products
     room = max(3 * k + 20 if max_basis is None else max_basis, 2 * k + block + 2)
-    random = generator or torch.Generator().manual_seed(0)
-    search = _Search(multiply, size, min(room, size), which, dtype, device, random)
-    first = search.random() if start is None else start.to(device, dtype)
-    search.extend(first)
+    draws = generator or torch.Generator().manual_seed(0)
+
+    def draw() -> Tensor:
+        return torch.randn(1, size, generator=draws).to(device, dtype)
+
+    def whole(vectors: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, multiply(vectors)
+
+    search = _Search(
+        halves or whole, size, min(room, size), which, dtype, device, random or draw
+    )
+    search.extend(None if start is None else start.to(device, dtype))
     checks = verify if start is None else 0
     while True:
         found = search.ritz(k)
@@ -124,18 +137,21 @@ def leading_eigenpairs(
         search.restart_if_full(k, block)
         worst = found.residuals.argsort(descending=True)[:block]
         worst = worst[found.residuals[worst] > tol]
-        search.extend(found.directions[worst] if worst.numel() else search.random())
+        if worst.numel():
+            search.expand(found.edges[:, worst])
+        else:
+            search.extend()
     return search.result(found, done)
 
 
 @dataclass(frozen=True)
 class _Ritz:
-    """Ritz pairs of the wanted end of the spectrum, with their residual vectors."""
+    """Ritz pairs of the wanted end of the spectrum, leading first."""
 
     values: Tensor  # [k]
     coefficients: Tensor  # [m, k]
     residuals: Tensor  # [k], relative
-    directions: Tensor  # [k, P], residual vectors
+    edges: Tensor  # [r, k], residual vectors in terms of the edge
 
     @property
     def count(self) -> int:
@@ -143,61 +159,83 @@ class _Ritz:
 
 
 class _Search:
-    """A basis, its products, and the matrix projected on it."""
+    """An orthonormal basis B, the projected matrix T, and the edge E with A B^T = B^T T + E^T C.
+
+    The r rows of E are orthonormal, and orthogonal to the basis.
+    """
 
     def __init__(
         self,
-        multiply: Callable[[Tensor], Tensor],
+        halves: Halves,
         size: int,
         room: int,
         which: str,
         dtype: torch.dtype,
         device: torch.device | str,
-        generator: torch.Generator,
+        random: Callable[[], Tensor],
     ) -> None:
-        self._multiply, self._which, self._generator = multiply, which, generator
+        self._multiply, self._which, self._random = halves, which, random
         self._basis = torch.empty(room, size, dtype=dtype, device=device)
-        self._images = torch.empty_like(self._basis)
+        self._between: Tensor | None = None  # [room, P], what the first half gave
         self._projected = torch.zeros(room, room, dtype=torch.float64, device=device)
+        self._edge = self._basis[:0]  # E
+        self._coefficients = self._projected[:0]  # C, [r, room]
         self._eps = torch.finfo(dtype).eps
         self.filled = 0
         self.products = 0
 
-    def random(self) -> Tensor:
-        """A random vector, [1, P]."""
-        draw = torch.randn(1, self._basis.shape[1], generator=self._generator)
-        return draw.to(self._basis)
+    def extend(self, vectors: Tensor | None = None) -> int:
+        """Orthonormalise vectors against basis and edge, multiply and append them.
 
-    def extend(self, vectors: Tensor) -> int:
-        """Orthonormalise vectors against the basis, multiply and append them.
+        Args:
+            vectors: [b, size]; None for a random one, which is also taken if none of them is
+                independent of the basis.
 
         Returns:
-            How many were independent of the basis. If none was, a random vector is taken.
+            How many were appended.
         """
-        old = self.filled
-        room = self._basis.shape[0] - old
-        new = self._orthonormal(vectors)[:room]
-        if new.shape[0] == 0:
-            new = self._orthonormal(self.random())[:room]
-        count = new.shape[0]
-        if count == 0:
-            return 0
-        images = self._multiply(new)
-        self.products += count
-        if not bool(images.isfinite().all()):
-            raise ProblemError(
-                "A curvature-vector product is not finite: the network's derivatives overflowed. "
-                "Look at the loss and the learning rate, or use more precision."
-            )
-        self._basis[old : old + count] = new
-        self._images[old : old + count] = images
-        self.filled = old + count
-        inner = inner_products(self._basis[: self.filled], images)  # [m, count]
-        self._projected[: self.filled, old : self.filled] = inner
-        self._projected[old : self.filled, :old] = inner[:old].T
-        own = inner[old:]
-        self._projected[old : self.filled, old : self.filled] = (own + own.T) / 2
-        return count
+        room = self._basis.shape[0] - self.filled
+        new = self._orthonormal(self._random() if vectors is None else vectors)[:room]
+        if new.shape[0] == 0 and vectors is not None:
+            new = self._orthonormal(self._random())[:room]
+        if new.shape[0] == 0 and self._edge.shape[0] > 0:  # nothing else is left
+            return self.expand(torch.eye(self._edge.shape[0])[:, :1].to(self._coefficients))
+        return self._append(new)
+
+    def expand(self, edges: Tensor) -> int:
+        """Append the directions in the edge that some residual vectors have.
+
+        Args:
+            edges: [r, b], residual vectors in terms of the edge.
+
+        Returns:
+            How many were appended.
+        """
+        if self._edge.shape[0] > 1:
+            turn = torch.linalg.qr(edges, mode="complete").Q.T
+            self._edge = turn.to(self._edge.dtype) @ self._edge
+            self._coefficients = turn @ self._coefficients
+        count = min(edges.shape[1], self._edge.shape[0], self._basis.shape[0] - self.filled)
+        new, self._edge = self._edge[:count], self._edge[count:]
+        self._coefficients = self._coefficients[count:]
+        return self._append(new)
+
+    def probe(self, steps: int, k: int) -> None:
+        """Iterate a random vector in the complement of the basis."""
+        for step in range(steps):
+            self.restart_if_full(k, 1)
+            rank = self._edge.shape[0]
+            if self.filled == self._basis.shape[0]:
+                return
+            if step == 0:
+                if self.extend() == 0:
+                    return
+            elif self._grew:  # the newest direction of the edge
+                last = torch.zeros(rank, 1).to(self._coefficients)
+                last[-1] = 1.0
+                self.expand(last)
+            else:
+                return
 
     def ritz(self, k: int) -> _Ritz:
         """The k leading Ritz pairs, leading first."""
@@ -206,15 +244,13 @@ class _Search:
         size = values.abs() if self._which == "magnitude" else values
         order = size.argsort(descending=True)[:k]
         values, vectors = values[order], vectors[:, order]
-        left = vectors.T.to(self._basis.dtype)  # [k, m]
-        directions = left @ self._images[:m]
-        directions -= (values.to(left.dtype).unsqueeze(1) * left) @ self._basis[:m]
-        norms = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64)
+        edges = self._coefficients[:, :m] @ vectors
+        norms = torch.linalg.vector_norm(edges, dim=0)
         floor = self._projected[:m, :m].abs().max() * (1e-12 if self._eps < 1e-10 else 1e-6)
         residuals = norms / values.abs().clamp(min=float(floor))
         rounding = 32 * self._eps * self._projected[:m, :m].abs().max()
         residuals = torch.where(norms <= rounding, torch.zeros_like(norms), residuals)
-        return _Ritz(values, vectors, residuals, directions)
+        return _Ritz(values, vectors, residuals, edges)
 
     def restart_if_full(self, k: int, block: int) -> None:
         """Keep the leading half of the Ritz vectors where the basis has no room left."""
@@ -226,28 +262,79 @@ class _Search:
         size = values.abs() if self._which == "magnitude" else values
         order = size.argsort(descending=True)[:keep]
         turn = vectors[:, order].T.to(self._basis.dtype)
-        for stored in (self._basis, self._images):
+        for stored in (self._basis, self._between):
+            if stored is None:
+                continue
             for columns in range(0, stored.shape[1], 1 << 20):  # no second basis in memory
                 some = stored[:, columns : columns + (1 << 20)]
                 some[:keep] = turn @ some[: self.filled]
+        coefficients = self._coefficients[:, : self.filled] @ vectors[:, order]
+        self._coefficients = torch.zeros_like(self._coefficients)
+        self._coefficients[:, :keep] = coefficients
         self.filled = keep
         self._projected.zero_()
         self._projected[:keep, :keep] = values[order].diag()
 
-    def probe(self, steps: int, k: int) -> None:
-        """Iterate a random vector in the complement of the basis."""
-        vector = self.random()
-        for _ in range(steps):
-            self.restart_if_full(k, 1)
-            if self.filled == self._basis.shape[0] or self.extend(vector) == 0:
-                return
-            vector = self._images[self.filled - 1 : self.filled].clone()
+    def _append(self, new: Tensor) -> int:
+        """Multiply orthonormal vectors and append them."""
+        old, count = self.filled, new.shape[0]
+        if count == 0:
+            return 0
+        between, images = self._multiply(new)
+        self.products += count
+        if not bool(images.isfinite().all()):
+            raise ProblemError(
+                "A curvature-vector product is not finite: the network's derivatives overflowed. "
+                "Look at the loss and the learning rate, or use more precision."
+            )
+        if between is not None:
+            if self._between is None:
+                self._between = between.new_empty(self._basis.shape[0], between.shape[1])
+            self._between[old : old + count] = between
+        self._basis[old : old + count] = new
+        self.filled = old + count
+        basis = self._basis[: self.filled]
+        inner = inner_products(basis, images)  # [m, count]
+        rest = torch.addmm(images, inner.T.to(basis.dtype), basis, alpha=-1.0)
+        again = inner_products(basis, rest)
+        length = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
+        if bool((again.abs() > 32 * self._eps * length).any()):
+            rest.addmm_(again.T.to(basis.dtype), basis, alpha=-1.0)
+            inner += again
+        self._projected[: self.filled, old : self.filled] = inner
+        self._projected[old : self.filled, :old] = inner[:old].T
+        own = inner[old:]
+        self._projected[old : self.filled, old : self.filled] = (own + own.T) / 2
+        rank = self._edge.shape[0]
+        for index, vector in enumerate(rest):
+            self._to_edge(vector, old + index, float(inner[:, index].norm()))
+        self._grew = self._edge.shape[0] > rank
+        return count
+
+    def _to_edge(self, vector: Tensor, column: int, scale: float) -> None:
+        """Write the residual of one product in terms of the edge, with a new row if it needs it."""
+        whole = _norm(vector)
+        for _ in range(2):
+            if self._edge.shape[0] == 0:
+                break
+            inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
+            self._coefficients[:, column] += inside
+            vector = vector - inside.to(vector.dtype) @ self._edge
+        length = _norm(vector)
+        if length <= 4 * self._eps * max(scale, whole):
+            return
+        self._edge = torch.cat([self._edge, vector.unsqueeze(0) / length])
+        row = self._coefficients.new_zeros(1, self._coefficients.shape[1])
+        row[0, column] = length
+        self._coefficients = torch.cat([self._coefficients, row])
 
     def result(self, found: _Ritz, converged: bool) -> Eigenpairs:
         """The pairs in parameter space, ascending."""
         basis = self._basis[: self.filled].clone()
-        vectors = found.coefficients.T.flip(0).to(basis.dtype) @ basis
-        vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True, dtype=torch.float64)
+        stored = basis if self._between is None else self._between[: self.filled]
+        vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
+        length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True, dtype=torch.float64)
+        vectors /= length.clamp(min=torch.finfo(basis.dtype).tiny)
         captured = float(self._projected[: self.filled, : self.filled].trace())
         return Eigenpairs(
             found.values.flip(0),
@@ -269,8 +356,9 @@ class _Search:
                 continue
             vector = vector / length
             for _ in range(3):
-                inside = inner_products(basis, vector.unsqueeze(0))[:, 0]
-                vector = vector - inside.to(vector.dtype) @ basis
+                for stored in (basis, self._edge):
+                    inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
+                    vector = vector - inside.to(vector.dtype) @ stored
                 for other in kept:
                     vector = vector - (other @ vector) * other
                 length = _norm(vector)
