@@ -54,6 +54,18 @@ class SampleLoss(ABC):
         root = self.hessian_root()
         return root @ (root.transpose(1, 2) @ vectors)
 
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor | None:
+        """Roots S_n times vectors without forming them, for a root with M = D columns.
+
+        Args:
+            vectors: [N, D, K].
+            transpose: Multiply with S_n^T instead.
+
+        Returns:
+            [N, D, K]; None from a loss that can only form its roots.
+        """
+        return None
+
     def basis(self) -> Tensor | None:
         """Orthonormal columns that span all gradients r_n and all roots S_n, if fewer than D do.
 

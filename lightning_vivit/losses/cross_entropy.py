@@ -169,6 +169,23 @@ class CrossEntropy(SampleLoss):
         product.addcmul_(p, mean, value=-1.0).mul_(total)
         return product.reshape(vectors.shape).to(self._dtype)
 
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor:
+        """Products with sqrt(w) (diag(sqrt p) - p sqrt(p)^T) or its transpose, [N, D, K]."""
+        rows, length, c = self._logits.shape
+        n, count = vectors.shape[0], vectors.shape[2]
+        parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
+        p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
+        total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1).sqrt()
+        root = p.sqrt()
+        if transpose:
+            top = p.argmax(2, keepdim=True).expand(-1, -1, -1, -1, count)
+            parts = parts - parts.gather(2, top)  # changes nothing, as in `hessian_product`
+            product = (parts - (p * parts).sum(2, keepdim=True)).mul_(root)
+        else:
+            product = root * parts
+            product = product.addcmul_(p, product.sum(2, keepdim=True), value=-1.0)
+        return product.mul_(total).reshape(vectors.shape).to(self._dtype)
+
     def basis(self) -> Tensor | None:
         """Logits may be shifted without an effect: C - 1 directions for each position matter."""
         rows, length, c = self._logits.shape

@@ -94,6 +94,11 @@ class ElementwiseLoss(SampleLoss):
         """Curvatures times vectors, [N, D, K]."""
         return self._layout.flatten(self._curvatures).to(self._dtype).unsqueeze(-1) * vectors
 
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor:
+        """Roots of the curvatures times vectors, [N, D, K]."""
+        root = self._layout.flatten(self._curvatures).sqrt()
+        return root.to(self._dtype).unsqueeze(-1) * vectors
+
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns of independent entries with mean zero and the curvatures as variances."""
         check_mc_samples(mc_samples)

@@ -137,10 +137,9 @@ def leading_eigenpairs(
         search.restart_if_full(k, block)
         worst = found.residuals.argsort(descending=True)[:block]
         worst = worst[found.residuals[worst] > tol]
-        if worst.numel():
-            search.expand(found.edges[:, worst])
-        else:
-            search.extend()
+        grown = search.expand(found.edges[:, worst]) if worst.numel() else search.extend()
+        if grown == 0:
+            break
     return search.result(found, done)
 
 
@@ -323,7 +322,16 @@ class _Search:
         length = _norm(vector)
         if length <= 4 * self._eps * max(scale, whole):
             return
-        self._edge = torch.cat([self._edge, vector.unsqueeze(0) / length])
+        vector = vector / length
+        if length < 0.03 * max(scale, whole):  # may be rounding, which the basis holds
+            for stored in (self._basis[: self.filled], self._edge):
+                inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
+                vector = vector - inside.to(vector.dtype) @ stored
+            again = _norm(vector)
+            if again < 0.5:
+                return
+            vector = vector / again
+        self._edge = torch.cat([self._edge, vector.unsqueeze(0)])
         row = self._coefficients.new_zeros(1, self._coefficients.shape[1])
         row[0, column] = length
         self._coefficients = torch.cat([self._coefficients, row])
