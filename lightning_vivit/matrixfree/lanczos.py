@@ -341,8 +341,8 @@ class _Search:
         basis = self._basis[: self.filled].clone()
         stored = basis if self._between is None else self._between[: self.filled]
         vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
-        length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True, dtype=torch.float64)
-        vectors /= length.clamp(min=torch.finfo(basis.dtype).tiny)
+        for vector in vectors:
+            vector /= max(_norm(vector), torch.finfo(basis.dtype).tiny)
         captured = float(self._projected[: self.filled, : self.filled].trace())
         return Eigenpairs(
             found.values.flip(0),
@@ -396,4 +396,5 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    row = vector.unsqueeze(0)
+    return float(inner_products(row, row)) ** 0.5

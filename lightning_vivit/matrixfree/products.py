@@ -292,7 +292,8 @@ class Products:
     @contextmanager
     def _recorded(self, index: int) -> Iterator[Recording]:
         cudnn = torch.backends.cudnn.flags(enabled=not self._recurrent())
-        with cudnn, TwiceDifferentiable(), self._part(index).recorded(self._names) as found:
+        twice = TwiceDifferentiable(lean=self._matrix == "ggn")
+        with cudnn, twice, self._part(index).recorded(self._names) as found:
             yield found
 
     def _recurrent(self) -> bool:
