@@ -1,18 +1,18 @@
 """Leading eigenpairs of a symmetric matrix that is known by its products only.
 
-Rayleigh-Ritz on a growing orthonormal basis that is kept together with its products: each round
-multiplies the residuals of the worst unconverged Ritz pairs (Davidson's method without a
-preconditioner; Saad, Numerical Methods for Large Eigenvalue Problems, 2011, section 8.4). From one
-starting vector all residuals are parallel and this is the Lanczos method with full
-reorthogonalisation; from a good starting subspace, such as the eigenvectors of the previous
-monitored step, it is a block Krylov method that spends products only where they are needed. A
-basis that has grown too large is restarted from its leading Ritz vectors (thick restart: Wu and
-Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
+Rayleigh-Ritz on a growing orthonormal basis B: each round multiplies the residual of the worst
+unconverged Ritz pair (Davidson's method without a preconditioner; Saad, Numerical Methods for
+Large Eigenvalue Problems, 2011, section 8.4). From one starting vector all residuals are parallel
+and this is the Lanczos method with full reorthogonalisation; from several it is a block Krylov
+method that spends products only where they are needed. The part of A B^T outside the basis is kept
+as a few orthonormal rows with coefficients (a Krylov decomposition: Stewart, SIAM J. Matrix Anal.
+Appl. 23, 2002), so no product is kept, and a residual costs no pass over vectors. A basis that has
+grown too large is restarted from its leading Ritz vectors (thick restart: Wu and Simon, SIAM J.
+Matrix Anal. Appl. 22, 2000).
 
-Every residual is computed from the stored products, not from a recurrence. A small residual says
-that a pair is one, not that no larger one was missed: a Krylov space from one vector has one copy
-of a multiple eigenvalue. So after convergence a random vector is iterated a few times in the
-complement, and the search goes on if that changes the result.
+A small residual says that a pair is one, not that no larger one was missed: a Krylov space from
+one vector has one copy of a multiple eigenvalue. So after convergence a random vector is iterated
+a few times in the complement, and the search goes on if that changes the result.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ def leading_eigenpairs(
     block: int = 1,
     verify: int = 4,
     halves: Halves | None = None,
-    random: Callable[[], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
@@ -76,7 +75,7 @@ def leading_eigenpairs(
     """The k leading eigenpairs of a symmetric matrix.
 
     Args:
-        multiply: [b, P] -> [b, P], the products of b vectors.
+        multiply: [b, P] -> [b, P], the products of b vectors; not used if there are `halves`.
         size: P.
         k: How many.
         tol: Largest ||A e - mu e|| / |mu| of a converged pair. The eigenvalue's own relative error
@@ -84,9 +83,11 @@ def leading_eigenpairs(
         which: ``largest`` (algebraic) or ``magnitude``.
         start: [s, P], vectors to start from; None for a random one.
         max_products: Stop after so many; None for 20 k + 100.
-        max_basis: Vectors in memory, each with its product; None for 3 k + 20.
+        max_basis: Vectors in memory; None for 3 k + 20.
         block: Vectors multiplied at once.
         verify: Steps of the final search for missed eigenvalues, if there was no `start`.
+        halves: For a matrix V^T V of this size: [b, size] to V u and V^T V u. The vectors of the
+            result are then those of V V^T.
         dtype: Of the vectors.
         device: Of the vectors.
         generator: Source of random vectors, on the CPU; None for a fixed seed.
@@ -112,11 +113,10 @@ def leading_eigenpairs(
         return torch.randn(1, size, generator=draws).to(device, dtype)
 
     def whole(vectors: Tensor) -> tuple[Tensor | None, Tensor]:
+        assert multiply is not None
         return None, multiply(vectors)
 
-    search = _Search(
-        halves or whole, size, min(room, size), which, dtype, device, random or draw
-    )
+    search = _Search(halves or whole, size, min(room, size), which, dtype, device, draw)
     search.extend(None if start is None else start.to(device, dtype))
     checks = verify if start is None else 0
     while True:
