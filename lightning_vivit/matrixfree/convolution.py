@@ -97,6 +97,8 @@ class _Backward(torch.autograd.Function):
             total = part if total is None else total + part
         elif along_bias is not None:
             part = along_bias.reshape(-1, *([1] * (x.ndim - 2)))
-            size = _convolution(x, weight, None, ctx.geometry).shape if total is None else None
-            total = part.expand(size) if total is None else total + part
+            if total is None:
+                total = part.expand(_convolution(x, weight, None, ctx.geometry).shape)
+            else:
+                total = total + part
         return total, None, None, None, None

@@ -2,7 +2,8 @@
 
 Choose this where N*D is too large for a Gram matrix. Nothing of the size outputs x parameters is
 formed. One microbatch at a time is in memory; with a single one its graph is kept, and a product
-costs one double backward pass (J v) and one backward pass (J^T w).
+costs one double backward pass (J v) and one backward pass (J^T w). Where samples times outputs
+are fewer than half the parameters, the search can run among vectors over those (`in_outputs`).
 """
 
 from __future__ import annotations

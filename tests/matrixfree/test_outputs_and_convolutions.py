@@ -85,9 +85,7 @@ def test_convolution_and_its_derivatives(axes, options, bias):
                 tangents = [torch.ones_like(g) for g in some]
                 found += torch.autograd.grad(some, cotangent, tangents, retain_graph=True)
         columns = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)])
-        found += torch.autograd.grad(
-            out, leaves, columns, is_grads_batched=True, retain_graph=True
-        )
+        found += torch.autograd.grad(out, leaves, columns, is_grads_batched=True, retain_graph=True)
         return found
 
     lean = all_of(lambda *args: convolve(func, args, options))
