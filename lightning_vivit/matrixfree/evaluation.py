@@ -186,7 +186,6 @@ class MatrixFreeEvaluation:
             space.size if size is None else size,
             wanted,
             halves=None if size is None else halves,
-            verify=2 if self.tol >= 5e-3 else 4,
             tol=self.tol,
             which=self._which,
             start=start,
