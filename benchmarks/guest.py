@@ -3,7 +3,8 @@
     python -m benchmarks.guest                 # everything, about 10 minutes
     python -m benchmarks.guest --only idle memory
 
-idle: a training step with three monitors attached and none due, over one without any.
+idle: a training step with three monitors attached and none due, over one without any, in CPU
+    seconds.
 budget: the monitors' share of wall-clock with max_overhead=0.05, measured from outside.
 together: a monitored step of all three monitors over the dearest of them alone, in CPU seconds.
 memory: process memory over 2,000 monitored steps on the digits.
@@ -56,7 +57,7 @@ class Watch(pl.Callback):
     """Seconds of each step, and seconds inside the monitors' hooks."""
 
     def __init__(self, monitors: list[Any]) -> None:
-        self.steps: list[float] = []
+        self.steps: list[float] = []  # CPU seconds of each step
         self.looks: list[float] = []  # CPU seconds of each step, all monitors
         self.inside = self.began = self.total = self._start = 0.0
         for monitor in monitors:
@@ -74,11 +75,11 @@ class Watch(pl.Callback):
         self.began = time.perf_counter()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._start = time.perf_counter()
+        self._start = time.process_time()
         self.looks.append(0.0)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.steps.append(time.perf_counter() - self._start)
+        self.steps.append(time.process_time() - self._start)
 
     def on_train_end(self, *args: Any) -> None:
         self.total = time.perf_counter() - self.began
@@ -112,7 +113,7 @@ def idle() -> None:
             silent = [kind(k=2, schedule=lambda step: False) for kind in KINDS]
             watched = fit(subject, silent, max_steps=steps)
             ratios.append(statistics.median(watched.steps) / statistics.median(bare.steps))
-            hooks = watched.inside / sum(watched.steps)
+            hooks = sum(watched.looks) / sum(watched.steps)
         print(
             f"idle, {subject}: step with monitors over without {statistics.median(ratios):.4f} "
             f"(median of {len(ratios)}: {', '.join(f'{r:.3f}' for r in ratios)}); "
