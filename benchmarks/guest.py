@@ -122,7 +122,7 @@ def idle() -> None:
 
 
 def budget() -> None:
-    for subject, seconds in (("digits", 60), ("resnet20", 120)):
+    for subject, seconds in (("digits", 60), ("resnet20", 300)):
         monitors = [kind(k=5, every_n_steps=1, max_overhead=0.05) for kind in KINDS]
         watch = fit(subject, monitors, max_time={"seconds": seconds})
         print(f"budget 5%, {subject}: {watch.inside / watch.total:.2%} of {watch.total:.0f} s")
