@@ -395,8 +395,8 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
         )
     if not used:
         formula = (
-            "No loss call was seen. A formula that is written out, such as ((f - y) ** 2).mean(), is "
-            "not one: call torch.nn.functional.mse_loss(f, y)."
+            "No loss call was seen. A formula that is written out, such as ((f - y) ** 2).mean(), "
+            "is not one: call torch.nn.functional.mse_loss(f, y)."
         )
         seen = f"It called {unknown}, which has no rule." if unknown else formula
         raise ProblemError(f"training_step of {name}: unknown loss. {seen} {_OWN_LOSS}")

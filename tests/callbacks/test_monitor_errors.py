@@ -149,7 +149,9 @@ def test_the_end_of_the_run_says_again_who_stopped(
     assert "call torch.nn.functional.mse_loss(f, y)" in last
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        trainer(tmp_path, GGNSpectrumMonitor(), logger=RecordingLogger()).fit(Classifier(), loader())
+        trainer(tmp_path, GGNSpectrumMonitor(), logger=RecordingLogger()).fit(
+            Classifier(), loader()
+        )
     assert not [text for text in caplog.messages if "stopped at step" in text]
 
 
