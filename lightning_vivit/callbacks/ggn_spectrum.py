@@ -190,11 +190,13 @@ class GGNSpectrumMonitor(Monitor):
         }
         trace = evaluation.trace(group)
         scalars |= {"trace": trace.value, "trace_error": trace.error, "products": float(spent)}
+        limits = {}
         if rate is not None:
             scalars["sharpness_lr"] = stability_ratio(top[0], rate[0], rate[1])
+            limits["sharpness_lr"] = 1.0
         if self.overlap and (self.matrix == "hessian" or evaluation.rank(group) >= k):
             scalars |= self._compare(evaluation, group, k)
-        return Findings(scalars, arrays={"eigenvalues": eigenvalues})
+        return Findings(scalars, arrays={"eigenvalues": eigenvalues}, limits=limits)
 
     def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)

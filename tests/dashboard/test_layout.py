@@ -126,6 +126,8 @@ def test_the_hessian_has_charts_of_its_own(tmp_path):
         if title.startswith(("Leading", "Trace")):
             assert len({tag.split("/")[0] for tag in found}) == 1, title
     assert not unseen
+    drawn = read(folder / "limits").Tags()["scalars"]
+    assert {"ggn/sharpness_lr", "hessian/sharpness_lr"} <= set(drawn)
 
 
 def test_categories_and_order(tmp_path):
