@@ -394,7 +394,11 @@ def _replayed_loss(returned: Any, tape: Tape, name: str) -> tuple[LossCall, Tens
             f"which outputs to differentiate is ambiguous. Supported: one. {_OWN_LOSS}"
         )
     if not used:
-        seen = f"It called {unknown}, which has no rule." if unknown else "No loss call was seen."
+        formula = (
+            "No loss call was seen. A formula that is written out, such as ((f - y) ** 2).mean(), "
+            "is not one: call torch.nn.functional.mse_loss(f, y)."
+        )
+        seen = f"It called {unknown}, which has no rule." if unknown else formula
         raise ProblemError(f"training_step of {name}: unknown loss. {seen} {_OWN_LOSS}")
     call, multiplier = used[0]
     if isinstance(call.target, Tensor) and call.target.requires_grad:
