@@ -3,9 +3,10 @@
     python -m benchmarks.guest                 # everything, about 10 minutes
     python -m benchmarks.guest --only idle memory
 
-idle: a training step with three monitors attached and none due, over one without any.
+idle: a training step with three monitors attached and none due, over one without any, in CPU
+    seconds.
 budget: the monitors' share of wall-clock with max_overhead=0.05, measured from outside.
-together: a monitored step of all three monitors over the dearest of them alone.
+together: a monitored step of all three monitors over the dearest of them alone, in CPU seconds.
 memory: process memory over 2,000 monitored steps on the digits.
 """
 
@@ -56,15 +57,17 @@ class Watch(pl.Callback):
     """Seconds of each step, and seconds inside the monitors' hooks."""
 
     def __init__(self, monitors: list[Any]) -> None:
-        self.steps: list[float] = []
+        self.steps: list[float] = []  # CPU seconds of each step
+        self.looks: list[float] = []  # CPU seconds of each step, all monitors
         self.inside = self.began = self.total = self._start = 0.0
         for monitor in monitors:
             hook = monitor.on_train_batch_start
 
             def timed(*args: Any, hook: Any = hook) -> None:
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 hook(*args)
                 self.inside += time.perf_counter() - start
+                self.looks[-1] += time.process_time() - busy
 
             monitor.on_train_batch_start = timed
 
@@ -72,10 +75,11 @@ class Watch(pl.Callback):
         self.began = time.perf_counter()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._start = time.perf_counter()
+        self._start = time.process_time()
+        self.looks.append(0.0)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.steps.append(time.perf_counter() - self._start)
+        self.steps.append(time.process_time() - self._start)
 
     def on_train_end(self, *args: Any) -> None:
         self.total = time.perf_counter() - self.began
@@ -109,7 +113,7 @@ def idle() -> None:
             silent = [kind(k=2, schedule=lambda step: False) for kind in KINDS]
             watched = fit(subject, silent, max_steps=steps)
             ratios.append(statistics.median(watched.steps) / statistics.median(bare.steps))
-            hooks = watched.inside / sum(watched.steps)
+            hooks = sum(watched.looks) / sum(watched.steps)
         print(
             f"idle, {subject}: step with monitors over without {statistics.median(ratios):.4f} "
             f"(median of {len(ratios)}: {', '.join(f'{r:.3f}' for r in ratios)}); "
@@ -118,7 +122,7 @@ def idle() -> None:
 
 
 def budget() -> None:
-    for subject, seconds in (("digits", 60), ("resnet20", 120)):
+    for subject, seconds in (("digits", 60), ("resnet20", 300)):
         monitors = [kind(k=5, every_n_steps=1, max_overhead=0.05) for kind in KINDS]
         watch = fit(subject, monitors, max_time={"seconds": seconds})
         print(f"budget 5%, {subject}: {watch.inside / watch.total:.2%} of {watch.total:.0f} s")
@@ -127,13 +131,13 @@ def budget() -> None:
 def together() -> None:
     for subject in ("digits", "resnet20"):
         found: dict[str, list[float]] = {}
-        for _ in range(5):
+        for _ in range(3):
             for chosen in (*((kind,) for kind in KINDS), KINDS):
-                monitors = [kind(k=5, steps=[0, 1, 2], data="train") for kind in chosen]
-                start = fit(subject, monitors, max_steps=1).inside  # proof and first use
-                rest = fit(subject, monitors, max_steps=3).inside
+                options: dict[str, Any] = {"k": 5, "every_n_steps": 1, "data": "train"}
+                watch = fit(subject, [kind(**options) for kind in chosen], max_steps=8)
                 name = "all" if len(chosen) > 1 else chosen[0].__name__
-                found.setdefault(name, []).append(rest / 3 if start else rest)
+                # without the first two: the proof, and first allocations
+                found.setdefault(name, []).append(statistics.median(watch.looks[2:]))
         middle = {name: statistics.median(values) for name, values in found.items()}
         dearest = max(value for name, value in middle.items() if name != "all")
         parts = ", ".join(f"{name} {value:.3f} s" for name, value in middle.items())

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightning_vivit.backends.autograd import Structure
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.recording import Tape
+from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
-_COPIES = 2.5  # columns, a reordered copy of one layer's, and its input patches
+_COPIES = 2.5  # columns, a reordered copy of one layer's, and its gradients
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,22 @@ def plan_passes(
     room = budget - fixed
     bundles = _bundles(tape, structure, names, num_samples)
     sizes = {
-        bundle: int(_COPIES * itemsize * num_columns * entries)
-        for bundle, entries in bundles.items()
+        bundle: (int(_COPIES * itemsize * num_columns * columns), itemsize * patches)
+        for bundle, (columns, patches) in bundles.items()
     }
-    smallest = max((2 * size // num_columns for size in sizes.values()), default=0)
+    needs = [2 * columns // num_columns + patches for columns, patches in sizes.values()]
+    smallest = max(needs, default=0)
     if room < smallest:
         raise ProblemError(_too_small(budget, fixed, smallest, num_samples, num_columns))
     passes: list[Pass] = []
     together: list[str] = []
     filled = 0
-    for bundle, size in sizes.items():
+    for bundle, (columns, patches) in sizes.items():
+        size = columns + patches
         if size > room:
-            blocks = min(num_columns, -(-2 * size // room))
-            passes.append(Pass(bundle, blocks, 2 * size // blocks))
+            free = max(1, room - patches)
+            blocks = min(num_columns, -(-2 * columns // free))
+            passes.append(Pass(bundle, blocks, 2 * columns // blocks + patches))
             continue
         if filled + size > room:
             passes.append(Pass(tuple(together), 1, filled))
@@ -120,8 +124,8 @@ def plan_passes(
 
 def _bundles(
     tape: Tape, structure: Structure, names: Sequence[str], num_samples: int
-) -> Mapping[tuple[str, ...], int]:
-    """Parameters that must be formed together, with the column entries of their operations."""
+) -> Mapping[tuple[str, ...], tuple[int, int]]:
+    """Parameters that must be formed together, with the entries of a column and of all patches."""
     owner = {name: name for name in names}
 
     def root(name: str) -> str:
@@ -132,6 +136,7 @@ def _bundles(
     known = {id(tape.parameters[name]): name for name in names}
     derived = [name for name in names if _only_derived(tape, name, known)]
     entries: dict[str, int] = dict.fromkeys(names, 0)
+    patches: dict[str, int] = dict.fromkeys(names, 0)
     for call, usable in zip(tape.calls, structure.usable, strict=True):
         inputs = [*tensors_in(call.args), *tensors_in(call.kwargs)]
         users = [known[id(tensor)] for tensor in inputs if id(tensor) in known]
@@ -142,16 +147,39 @@ def _bundles(
         first = root(users[0])
         for name in users[1:]:
             owner[root(name)] = first
+        of_columns, of_inputs = _patch_entries(call)
         columns = sum(output.shape.numel() for output in call.outputs if output is not None)
+        columns += of_columns
         rows = num_samples * sum(tape.parameters[name].numel() for name in users)
         entries[first] += min(columns, rows)  # the smaller of the two is kept
+        patches[first] += of_inputs
     for name in structure.dense:
         if name in entries:
             entries[name] += num_samples * tape.parameters[name].numel()
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(root(name), []).append(name)
-    return {tuple(members): sum(entries[name] for name in members) for members in found.values()}
+    return {
+        tuple(members): (
+            sum(entries[name] for name in members),
+            sum(patches[name] for name in members),
+        )
+        for members in found.values()
+    }
+
+
+def _patch_entries(call: Call) -> tuple[int, int]:
+    """Entries of the patches that a convolution's rule makes: of each column, and of the inputs."""
+    output = call.outputs[0]
+    values = [*call.args, *call.kwargs.values()]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if output is None or not call.name.startswith("conv") or len(tensors) < 2:
+        return 0, 0
+    inputs, weight = tensors[:2]
+    taps = weight.shape[2:].numel()
+    if "transpose" in call.name:  # patches of the columns, at the positions of the input
+        return inputs.shape.numel() // inputs.shape[1] * output.shape[1] * taps, 0
+    return 0, output.shape.numel() // output.shape[1] * inputs.shape[1] * taps
 
 
 def _only_derived(tape: Tape, name: str, known: Mapping[int, str]) -> bool:

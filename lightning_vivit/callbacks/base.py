@@ -169,6 +169,7 @@ class Monitor(Callback):
         self._measured = False  # whether a step of this run was measured
         self._looks = 0  # monitored steps since the start or the resume
         self._stopped = False
+        self._failure = ""  # what stopped it
         self._late: Exception | None = None  # of a hook between the monitored steps
         self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
@@ -293,6 +294,19 @@ class Monitor(Callback):
                 self.source.see_validation(batch)
             except Exception as error:  # told at the next monitored step, to all ranks
                 self._late = error
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say again who stopped: the warning lies far above, between the progress bars."""
+        if self._session.last is not self:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        stopped: dict[tuple[int, str], list[str]] = {}
+        for monitor in callbacks:
+            if isinstance(monitor, Monitor) and monitor._failure:
+                names = stopped.setdefault((monitor._step, monitor._failure), [])
+                names.append(type(monitor).__name__)
+        for (step, cause), names in stopped.items():
+            rank_zero_info(f"{', '.join(names)} stopped at step {step}. {cause}")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -449,6 +463,7 @@ class Monitor(Callback):
         self._stopped = True
         where = "no batch" if self._looked_at is None else describe(self._looked_at)
         cause = str(error) if isinstance(error, ViViTError) else f"{type(error).__name__}: {error}"
+        self._failure = cause
         message = (
             f"{type(self).__name__} failed at step {self._step} "
             f"(data={self.source.data!r}: {where}). {cause}"

@@ -24,6 +24,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def _panels(matrix: str, whole: bool) -> tuple[Panel, ...]:
+    """The charts; `whole` says that the whole spectrum may be known."""
+    name, mark = ("GGN", "") if matrix == "ggn" else ("Hessian", " (Hessian)")
+    limit = f"Learning rate x sharpness / limit, stable below 1{mark}"
+    overlap = f"Overlap with the previous top subspace{mark}"
+    return (
+        Panel("Curvature", limit, ("sharpness_lr",)),
+        Panel("Curvature", f"Leading eigenvalues of the {name}", ("eigenvalue_i",)),
+        Panel("Curvature", f"Trace of the {name}", ("trace", "trace_error")),
+        Panel("Curvature", f"Effective rank of the {name}", ("effective_rank",))
+        if whole
+        else Panel("Cost", f"Matrix-vector products of a search{mark}", ("products",)),
+        Panel("Directions", overlap, ("subspace_overlap",)),
+    )
+
+
 class GGNSpectrumMonitor(Monitor):
     """Logs the GGN's leading eigenvalues, and how its top subspace moves.
 
@@ -78,13 +94,7 @@ class GGNSpectrumMonitor(Monitor):
     """
 
     section = "ggn"
-    panels = (
-        Panel("Curvature", "Learning rate x sharpness / limit, stable below 1", ("sharpness_lr",)),
-        Panel("Curvature", "Leading eigenvalues of the GGN", ("eigenvalue_i",)),
-        Panel("Curvature", "Trace of the GGN", ("trace",)),
-        Panel("Curvature", "Effective rank of the GGN", ("effective_rank",)),
-        Panel("Directions", "Overlap with the previous top subspace", ("subspace_overlap",)),
-    )
+    panels: tuple[Panel, ...] = ()
 
     def __init__(
         self,
@@ -102,6 +112,7 @@ class GGNSpectrumMonitor(Monitor):
         self.choose_method(method, matrix, tol, microbatch)
         if matrix == "hessian":
             self.section = "hessian"
+        self.panels = _panels(matrix, whole=method != "matrix_free" and matrix == "ggn")
         self.overlap = overlap
         self._subspaces: dict[str, SubspaceOverlap] = {}
         self._rates: dict[str, tuple[float, float] | None] = {}
@@ -179,11 +190,13 @@ class GGNSpectrumMonitor(Monitor):
         }
         trace = evaluation.trace(group)
         scalars |= {"trace": trace.value, "trace_error": trace.error, "products": float(spent)}
+        limits = {}
         if rate is not None:
             scalars["sharpness_lr"] = stability_ratio(top[0], rate[0], rate[1])
+            limits["sharpness_lr"] = 1.0
         if self.overlap and (self.matrix == "hessian" or evaluation.rank(group) >= k):
             scalars |= self._compare(evaluation, group, k)
-        return Findings(scalars, arrays={"eigenvalues": eigenvalues})
+        return Findings(scalars, arrays={"eigenvalues": eigenvalues}, limits=limits)
 
     def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)

@@ -21,7 +21,7 @@ from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 
 PROGRAM = """
 import sys
-from between.test_digits import problem
+from between.test_all_digits import problem
 from lightning_vivit import ntk_between
 model, loader = problem()
 ntk_between(model, loader, mode="trace", block_size=64, out=sys.argv[1])

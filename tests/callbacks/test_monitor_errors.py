@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,24 @@ def test_only_the_failing_monitor_stops(
         list(log.values("ggn/trace")) == list(log.values("directions/gradient_share")) == [0, 2, 4]
     )
     assert not any(key.startswith("ntk/") for key in log.seen())
+
+
+def test_the_end_of_the_run_says_again_who_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit = trainer(tmp_path, *(kind(data="batch") for kind in KINDS), logger=RecordingLogger())
+    with pytest.warns(RuntimeWarning, match="failed at step 0"), caplog.at_level(logging.INFO):
+        fit.fit(HandMadeLoss(), loader())
+    (last,) = [text for text in caplog.messages if "stopped at step" in text]
+    names = ", ".join(kind.__name__ for kind in KINDS)
+    assert last.startswith(f"{names} stopped at step 0. training_step of HandMadeLoss: unknown")
+    assert "call torch.nn.functional.mse_loss(f, y)" in last
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        trainer(tmp_path, GGNSpectrumMonitor(), logger=RecordingLogger()).fit(
+            Classifier(), loader()
+        )
+    assert not [text for text in caplog.messages if "stopped at step" in text]
 
 
 def test_a_failing_logger_stops_the_monitor_only(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def draw() -> Figure:
 
 def fit(root: Path, logger: Logger) -> pl.Trainer:
     options: dict[str, Any] = {"k": 2, "steps": STEPS, "on_error": "raise", "max_samples": 6}
+    options["figures_every"] = 1
     kinds = (WithFigure, DirectionalDerivativesMonitor, NTKMonitor)
     monitors = [kind(**options) for kind in kinds]
     running = trainer(root, *monitors, logger=logger, log_every_n_steps=4, max_epochs=2)

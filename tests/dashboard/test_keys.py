@@ -38,7 +38,10 @@ def test_every_key_is_in_the_page_and_the_other_way_round(tmp_path: Path) -> Non
         k=2, steps=[0], prefix="p/", param_groups="layer", overlap=False, max_samples=8
     )
     estimate = NTKMonitor(k=2, steps=[0], prefix="q/", mode="projected", max_samples=8)
-    tags = read(fit(tmp_path, *monitors(every_n_steps=1), layers, estimate)).Tags()
+    free = GGNSpectrumMonitor(k=2, steps=[0], prefix="q/", method="matrix_free", max_samples=8)
+    hessian = GGNSpectrumMonitor(k=2, every_n_steps=1, matrix="hessian", max_samples=8)
+    everything = (*monitors(every_n_steps=1), layers, estimate, free, hessian)
+    tags = read(fit(tmp_path, *everything)).Tags()
     drawn = {tag[2:] if tag[1] == "/" else tag for tag in tags["images"]}
     written = {tag.removeprefix("q/") for tag in ours(tags["scalars"]) if tag[:2] != "p/"}
     histograms = {tag.removeprefix("q/") for tag in tags["histograms"] if tag[:2] != "p/"}
@@ -60,6 +63,7 @@ def test_every_line_is_complete() -> None:
 
 def test_keys_stand_with_the_monitor_that_writes_them() -> None:
     sections = {"GGNSpectrumMonitor": "ggn/", "NTKMonitor": "ntk/"}
+    sections |= {'GGNSpectrumMonitor with matrix="hessian"': "hessian/"}
     sections |= {"DirectionalDerivativesMonitor": "directions/", "Every monitor": "cost/"}
     for title, start in sections.items():
         assert all(key.startswith(start) for key in keys(section(title)))

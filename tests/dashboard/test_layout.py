@@ -81,7 +81,7 @@ def patterns(written: layout_pb2.Layout) -> dict[tuple[str, str], list[str]]:
 
 
 def ours(tags: list[str]) -> set[str]:
-    return {tag for tag in tags if re.search(r"(ggn|directions|ntk|cost)/", tag)}
+    return {tag for tag in tags if re.search(r"(ggn|hessian|directions|ntk|cost)/", tag)}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,28 @@ def test_every_chart_has_data_and_every_key_has_a_chart(tmp_path, options, prefi
     if grouped:  # of each group the leading index only
         unseen = {tag for tag in unseen if not re.search(r"_([2-9]|1\d)$", tag)}
     assert not unseen
+
+
+def test_the_hessian_has_charts_of_its_own(tmp_path):
+    options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8, "on_error": "raise"}
+    both = (
+        GGNSpectrumMonitor(method="matrix_free", **options),
+        GGNSpectrumMonitor(matrix="hessian", **options),
+    )
+    folder = fit(tmp_path, *both)
+    (written,) = written_layouts(folder)
+    tags = ours(read(folder).Tags()["scalars"])
+    assert any(tag.startswith("hessian/") for tag in tags)
+    unseen = set(tags)
+    for (_, title), expressions in patterns(written).items():
+        found = {tag for tag in tags if any(re.match(e, tag) for e in expressions)}
+        assert found, title
+        unseen -= found
+        if title.startswith(("Leading", "Trace")):
+            assert len({tag.split("/")[0] for tag in found}) == 1, title
+    assert not unseen
+    drawn = read(folder / "limits").Tags()["scalars"]
+    assert {"ggn/sharpness_lr", "hessian/sharpness_lr"} <= set(drawn)
 
 
 def test_categories_and_order(tmp_path):

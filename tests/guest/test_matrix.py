@@ -202,6 +202,7 @@ class Row:
 ROWS = {
     "plain": Row(),
     "bf16-mixed": Row(options={"precision": "bf16-mixed"}),
+    "16-mixed": Row(options={"precision": "16-mixed"}),  # on a CPU Lightning makes it bf16-mixed
     "64-true": Row(options={"precision": "64-true"}),
     "bf16-true": Row(options={"precision": "bf16-true"}, tolerance=0.05),
     "compiled submodule": Row(kind=Compiled),
@@ -316,6 +317,7 @@ KEYS = ("ggn/eigenvalue_1", "ggn/eigenvalue_3", "ggn/trace", "directions/lambda_
 # rows whose first batch and first parameters are those of the plain run
 COMPARABLE = (
     "bf16-mixed",
+    "16-mixed",
     "64-true",
     "bf16-true",
     "compiled submodule",

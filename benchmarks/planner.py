@@ -1,0 +1,99 @@
+"""The planner against every fixed order of contraction, layer by layer.
+
+    python -m benchmarks.planner                      # all workloads, about 10 minutes
+    python -m benchmarks.planner --workload mlp 3c3d
+
+Each layer's factor is contracted in every order in turn, several times; a ratio is the time of the
+planner's choice over the fastest order's. Orders that are predicted to be far slower (30 times, or
+more memory than there is) are left out: they are named in the last column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from unittest import mock
+
+import torch
+
+from benchmarks.workloads import SHORT, build
+from lightning_vivit import Problem
+from lightning_vivit.backends import sweep
+from lightning_vivit.backends.autograd import jacobian_factors
+from lightning_vivit.backends.proof import locate_samples
+from lightning_vivit.columns import shared_columns
+from lightning_vivit.factors import OuterProduct, contract
+from lightning_vivit.factors.planning import Size, predicted_costs
+from lightning_vivit.gram import fuse_biases
+from lightning_vivit.losses import SampleLayout, make_loss
+
+FAR = 30.0
+REPEATS = 5
+
+
+def factors_of(short: str) -> dict[str, OuterProduct]:
+    """All factors of a workload as outer products, none turned into rows during the sweep."""
+    work = build(short)
+    problem = Problem(work.model, torch.nn.CrossEntropyLoss(), work.inputs, work.targets)
+    with (
+        mock.patch.object(sweep, "_prefers_rows", lambda factor: False),
+        problem.recorded() as live,
+    ):
+        axis, structure = locate_samples(live.tape, live.outputs, live.sizes, live.model)
+        layout = SampleLayout(axis.num_samples, axis.minor)
+        assert live.loss is not None
+        basis = make_loss(live.loss, layout).basis()
+        assert basis is not None
+        columns = shared_columns(live.outputs, layout, basis)
+        found = jacobian_factors(live.tape, live.outputs, axis, structure, columns)
+    return {name: f for name, f in fuse_biases(found).items() if isinstance(f, OuterProduct)}
+
+
+def measure(factor: OuterProduct, orders: list[str]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {order: [] for order in orders}
+    for repeat in range(REPEATS + 1):
+        for order in orders:
+            start = time.perf_counter()
+            contract(factor, factor, order=order)
+            if repeat:  # the first one allocates
+                seconds[order].append(time.perf_counter() - start)
+    return {order: statistics.median(found) for order, found in seconds.items()}
+
+
+def report(short: str) -> float:
+    """Print the table of one workload; returns the total of the choices over that of the best."""
+    print(f"\n{SHORT[short]}\n| layer | shape | choice | seconds | fastest | ratio | left out |")
+    print("|---|---|---|---|---|---|---|")
+    total = best_total = 0.0
+    for name, factor in factors_of(short).items():
+        costs = predicted_costs(Size.of(factor, factor, "full"))
+        planned = min(costs, key=lambda order: costs[order])
+        choice = "rows" if sweep._prefers_rows(factor) else planned
+        orders = [order for order in costs if costs[order] <= FAR * costs[planned]]
+        found = measure(factor, sorted({*orders, choice}))
+        best = min(found, key=lambda order: found[order])
+        n, c, g, a, length = factor.columns.shape
+        shape = f"N {n} C {c} G {g} {a}x{factor.inputs.shape[2]} L {length}"
+        left_out = ", ".join(order for order in costs if order not in found)
+        ratio = found[choice] / found[best]
+        total, best_total = total + found[choice], best_total + found[best]
+        print(
+            f"| {name} | {shape} | {choice} | {found[choice]:.4f} | {best} | {ratio:.2f} | "
+            f"{left_out} |",
+            flush=True,
+        )
+    print(f"all layers: {total:.3f} s, fastest orders {best_total:.3f} s, {total / best_total:.2f}")
+    return total / best_total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workload", nargs="+", choices=SHORT, default=list(SHORT))
+    for short in parser.parse_args().workload:
+        report(short)
+
+
+if __name__ == "__main__":
+    main()
