@@ -10,9 +10,11 @@ Appl. 23, 2002), so no product is kept, and a residual costs no pass over vector
 grown too large is restarted from its leading Ritz vectors (thick restart: Wu and Simon, SIAM J.
 Matrix Anal. Appl. 22, 2000).
 
-A small residual says that a pair is one, not that no larger one was missed: a Krylov space from
-one vector has one copy of a multiple eigenvalue. So after convergence a random vector is iterated
-a few times in the complement, and the search goes on if that changes the result.
+A small residual says that a pair is one, not that no larger one was missed. Two eigenvalues that
+are closer than the residual look like one, whose vector is a mixture; so a search without a start
+goes on to residuals below the tolerance (`_target`), by which they part. Of a multiple eigenvalue
+a Krylov space from one vector has one copy: after convergence a random vector is iterated in the
+complement, and the search goes on if that changes the result.
 """
 
 from __future__ import annotations
@@ -26,6 +28,18 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.matrixfree.krylov import Eigenpairs, Halves, Search
 
 WHICH = ("largest", "magnitude")
+_FINEST = 5e-4  # residual below which eigenvalues that look like one are too rare to search for
+_PATIENCE = 10  # products spent on it
+
+
+def _target(tol: float) -> float:
+    """Residual at which a search from a random vector stops.
+
+    On 30 spectra of a small GPT and of a classifier with 1000 classes (k = 3 to 15, 8 searches
+    each) 2 to 12% of those that stopped at 1e-2 missed an eigenvalue of the k = 10 leading ones;
+    1.7% at 1e-3 and none at 5e-4, which costs 3 to 5 products more than 1e-2.
+    """
+    return min(tol, max(tol / 10, _FINEST))
 
 
 def leading_eigenpairs(
@@ -58,7 +72,7 @@ def leading_eigenpairs(
         max_products: Stop after so many; None for 20 k + 100.
         max_basis: Vectors in memory; None for 3 k + 20.
         block: Vectors multiplied at once.
-        verify: Steps of the final search for missed eigenvalues, if there was no `start`.
+        verify: Steps of the final search for multiple eigenvalues, if there was no `start`.
         halves: For a matrix V^T V of this size: [b, size] to V u and V^T V u. The vectors of the
             result are then those of V V^T.
         dtype: Of the vectors.
@@ -91,15 +105,19 @@ def leading_eigenpairs(
 
     search = Search(halves or whole, size, min(room, size), which, dtype, device, draw)
     search.extend(None if start is None else start.to(device, dtype))
-    checks = verify if start is None else 0
+    checks, target = (verify, _target(tol)) if start is None else (0, tol)
+    patience = limit
     while True:
         found = search.ritz(k)
         done = found.count >= min(k, size) and bool((found.residuals <= tol).all())
-        if done and (checks == 0 or search.filled == size):
+        if done and patience == limit:
+            patience = min(limit, search.products + _PATIENCE)
+        fine = done and (bool((found.residuals <= target).all()) or search.products >= patience)
+        if fine and (checks == 0 or search.filled == size):
             break
         if search.products >= limit or search.filled == size:
             break
-        if done:
+        if fine:
             before = found.values
             search.probe(checks, k)
             after = search.ritz(k)
@@ -109,7 +127,7 @@ def leading_eigenpairs(
             continue
         search.restart_if_full(k, block)
         worst = found.residuals.argsort(descending=True)[:block]
-        worst = worst[found.residuals[worst] > tol]
+        worst = worst[found.residuals[worst] > (target if done else tol)]
         grown = search.expand(found.edges[:, worst]) if worst.numel() else search.extend()
         if grown == 0:
             break
