@@ -41,11 +41,12 @@ class SampleLoss(ABC):
     def hessian_root(self) -> Tensor:
         """Roots S_n with S_n S_n^T the Hessian of l_n with respect to f_n, [N, D, M]."""
 
-    def hessian_product(self, vectors: Tensor) -> Tensor:
+    def hessian_product(self, vectors: Tensor, overwrite: bool = False) -> Tensor:
         """Hessians H_n of l_n times vectors; losses with many outputs do it without a root.
 
         Args:
             vectors: [N, D, K].
+            overwrite: Whether the memory of the vectors may be taken for the result.
 
         Returns:
             [N, D, K]. Costs a few passes over the vectors; memory for the result and K numbers

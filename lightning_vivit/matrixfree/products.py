@@ -149,7 +149,9 @@ class Products:
                         total[some] += share * self._hessian_vector(part, space, block)
                         continue
                     pushed = part.outputs_of(part.linear.jacobian_vector(block))
-                    weighed = part.columns_of(part.loss.hessian_product(pushed))
+                    weighed = part.columns_of(
+                        part.loss.hessian_product(pushed, overwrite=_is_own(pushed, vectors))
+                    )
                     del pushed
                     pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
                     total[some] += weight * space.join(pulled)
@@ -334,6 +336,12 @@ class Products:
             call, _ = require_loss(recording)
             layout = SampleLayout(count, self._layout.minor)
             return Size.of(call, make_loss(call, layout), count)
+
+
+def _is_own(pushed: Tensor, vectors: Tensor) -> bool:
+    """Whether the memory of J v is its own: not that of v, and not expanded."""
+    storage = pushed.untyped_storage().data_ptr()
+    return pushed.is_contiguous() and storage != vectors.untyped_storage().data_ptr()
 
 
 def _live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
