@@ -16,6 +16,7 @@ from lightning_vivit.errors import ProblemError
 
 Halves: TypeAlias = "Callable[[Tensor], tuple[Tensor | None, Tensor]]"
 _CHUNK = 1 << 13  # entries of a vector that are summed in its own dtype
+_LITTLE = 0.7  # share of a vector after orthogonalisation, below which it is done again
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ class Search:
             return 0
         between, images = self._multiply(new)
         self.products += count
-        if not bool(images.isfinite().all()):
+        size = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64)
+        if not bool(size.isfinite().all()):
             raise ProblemError(
                 "A curvature-vector product is not finite: the network's derivatives overflowed. "
                 "Look at the loss and the learning rate, or use more precision."
@@ -203,9 +205,9 @@ class Search:
         basis = self._basis[: self.filled]
         inner = inner_products(basis, images)  # [m, count]
         rest = torch.addmm(images, inner.T.to(basis.dtype), basis, alpha=-1.0)
-        again = inner_products(basis, rest)
         length = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
-        if bool((again.abs() > 32 * self._eps * length).any()):
+        if bool((length < _LITTLE * size).any()):  # what is left may be rounding of what was taken
+            again = inner_products(basis, rest)
             rest.addmm_(again.T.to(basis.dtype), basis, alpha=-1.0)
             inner += again
         self._projected[: self.filled, old : self.filled] = inner
@@ -304,5 +306,4 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
-    row = vector.unsqueeze(0)
-    return float(inner_products(row, row)) ** 0.5
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
