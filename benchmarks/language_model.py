@@ -175,7 +175,7 @@ def run(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     values, products, found = methods[options.only]()
     seconds = time.perf_counter() - begin
-    times += [step(model, optimizer, draw(options.steps + i)) for i in range(3)]
+    times += [step(model, optimizer, draw(options.steps + i)) for i in range(options.between)]
     one = statistics.median(times[1:])
     result = {
         "method": options.only,
@@ -194,8 +194,9 @@ def run(options: argparse.Namespace) -> None:
         del found
         begin = time.perf_counter()
         _, again, _ = ours(model, data, options.tol, start, options.microbatch)
-        result["products_after_3_steps_warm"] = again
-        result["seconds_after_3_steps_warm"] = round(time.perf_counter() - begin, 2)
+        result["steps_between"] = options.between
+        result["products_warm"] = again
+        result["seconds_warm"] = round(time.perf_counter() - begin, 2)
     print(json.dumps(result), flush=True)
 
 
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--tol", type=float, default=1e-2)
     parser.add_argument("--lanczos_steps", type=int, default=26)
+    parser.add_argument("--between", type=int, default=1, help="steps before the warm search")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--microbatch", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

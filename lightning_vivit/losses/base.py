@@ -41,11 +41,12 @@ class SampleLoss(ABC):
     def hessian_root(self) -> Tensor:
         """Roots S_n with S_n S_n^T the Hessian of l_n with respect to f_n, [N, D, M]."""
 
-    def hessian_product(self, vectors: Tensor) -> Tensor:
+    def hessian_product(self, vectors: Tensor, overwrite: bool = False) -> Tensor:
         """Hessians H_n of l_n times vectors; losses with many outputs do it without a root.
 
         Args:
             vectors: [N, D, K].
+            overwrite: Whether the memory of the vectors may be taken for the result.
 
         Returns:
             [N, D, K]. Costs a few passes over the vectors; memory for the result and K numbers
@@ -53,6 +54,18 @@ class SampleLoss(ABC):
         """
         root = self.hessian_root()
         return root @ (root.transpose(1, 2) @ vectors)
+
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor | None:
+        """Roots S_n times vectors without forming them, for a root with M = D columns.
+
+        Args:
+            vectors: [N, D, K].
+            transpose: Multiply with S_n^T instead.
+
+        Returns:
+            [N, D, K]; None from a loss that can only form its roots.
+        """
+        return None
 
     def basis(self) -> Tensor | None:
         """Orthonormal columns that span all gradients r_n and all roots S_n, if fewer than D do.

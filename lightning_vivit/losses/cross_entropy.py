@@ -8,6 +8,7 @@ digit where the softmax is saturated.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,6 +117,12 @@ class CrossEntropy(SampleLoss):
         rest = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
         return (1.0 - p).scatter_(-1, top, rest)
 
+    @cached_property
+    def _most_likely(self) -> Tensor:
+        """The most likely class of every position, [N, T, 1, L, 1]."""
+        top = self._probabilities.argmax(-1, keepdim=True).transpose(1, 2)
+        return self._layout.split(top).unsqueeze(-1)
+
     def _terms(self) -> Tensor:
         """Weighted terms of the positions, [N*T, L]."""
         logs = self._logits.log_softmax(-1)
@@ -152,7 +159,7 @@ class CrossEntropy(SampleLoss):
         same_position.copy_(blocks.permute(0, 3, 4, 1, 2))
         return root.reshape(n, t * c * length, t * c * length).to(self._dtype)
 
-    def hessian_product(self, vectors: Tensor) -> Tensor:
+    def hessian_product(self, vectors: Tensor, overwrite: bool = False) -> Tensor:
         """Products w p (v - p.v) of every position, [N, D, K].
 
         The vectors are first shifted to be zero at the most likely class, which changes nothing
@@ -163,11 +170,29 @@ class CrossEntropy(SampleLoss):
         parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
         p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
         total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1)  # [N, T, 1, L, 1]
-        top = p.argmax(2, keepdim=True).expand(-1, -1, -1, -1, count)
-        product = (parts - parts.gather(2, top)).mul_(p)  # p v
+        top = self._most_likely.expand(-1, -1, -1, -1, count)
+        shift = parts.gather(2, top)
+        product = (parts.sub_(shift) if overwrite else parts - shift).mul_(p)  # p v
         mean = product.sum(2, keepdim=True)  # p.v
         product.addcmul_(p, mean, value=-1.0).mul_(total)
         return product.reshape(vectors.shape).to(self._dtype)
+
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor:
+        """Products with sqrt(w) (diag(sqrt p) - p sqrt(p)^T) or its transpose, [N, D, K]."""
+        rows, length, c = self._logits.shape
+        n, count = vectors.shape[0], vectors.shape[2]
+        parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
+        p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
+        total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1).sqrt()
+        root = p.sqrt()
+        if transpose:
+            top = self._most_likely.expand(-1, -1, -1, -1, count)
+            parts = parts - parts.gather(2, top)  # changes nothing, as in `hessian_product`
+            product = (parts - (p * parts).sum(2, keepdim=True)).mul_(root)
+        else:
+            product = root * parts
+            product = product.addcmul_(p, product.sum(2, keepdim=True), value=-1.0)
+        return product.mul_(total).reshape(vectors.shape).to(self._dtype)
 
     def basis(self) -> Tensor | None:
         """Logits may be shifted without an effect: C - 1 directions for each position matter."""

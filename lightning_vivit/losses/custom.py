@@ -111,7 +111,7 @@ class CustomLoss(SampleLoss):
             self._root = self._factorise(self._blocks())
         return self._root
 
-    def hessian_product(self, vectors: Tensor) -> Tensor:
+    def hessian_product(self, vectors: Tensor, overwrite: bool = False) -> Tensor:
         """Products by double differentiation of the loss function, [N, D, K]."""
         return torch.stack([self._product(column) for column in vectors.unbind(2)], dim=2)
 

@@ -90,9 +90,15 @@ class ElementwiseLoss(SampleLoss):
         """Roots S_n, [N, D, D], diagonal."""
         return self._layout.flatten(self._curvatures).sqrt().diag_embed().to(self._dtype)
 
-    def hessian_product(self, vectors: Tensor) -> Tensor:
+    def hessian_product(self, vectors: Tensor, overwrite: bool = False) -> Tensor:
         """Curvatures times vectors, [N, D, K]."""
-        return self._layout.flatten(self._curvatures).to(self._dtype).unsqueeze(-1) * vectors
+        curvatures = self._layout.flatten(self._curvatures).to(self._dtype).unsqueeze(-1)
+        return vectors.mul_(curvatures) if overwrite else vectors * curvatures
+
+    def root_product(self, vectors: Tensor, transpose: bool = False) -> Tensor:
+        """Roots of the curvatures times vectors, [N, D, K]."""
+        root = self._layout.flatten(self._curvatures).sqrt()
+        return root.to(self._dtype).unsqueeze(-1) * vectors
 
     def sampled_root(self, mc_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Columns of independent entries with mean zero and the curvatures as variances."""

@@ -145,7 +145,7 @@ class MatrixFreeEvaluation:
     @property
     def products(self) -> int:
         """Products with the matrix so far; each costs about 1.5 to 2.5 training steps."""
-        return self._products.count
+        return -(-self._products.halves // 2)
 
     def eigenpairs(self, group: str = "all", k: int | None = None) -> Eigenpairs:
         """The leading eigenpairs of a group with their residuals.
@@ -171,10 +171,21 @@ class MatrixFreeEvaluation:
             start = known.vectors
         elif warm is not None and warm.vectors.shape[1] == space.size:
             start = starting_block(warm, self.tol)
+        products = self._products
+        size = products.in_outputs(space)
+        size = None if size is not None and wanted > size else size
+        if size is not None and start is not None:
+            start = products.push(space, start)
+
+        def halves(columns: Tensor) -> tuple[Tensor, Tensor]:
+            pulled = products.pull(space, columns)
+            return pulled, products.push(space, pulled)
+
         found = leading_eigenpairs(
-            lambda vectors: self._products.multiply(space, vectors),
-            space.size,
+            lambda vectors: products.multiply(space, vectors),
+            space.size if size is None else size,
             wanted,
+            halves=None if size is None else halves,
             tol=self.tol,
             which=self._which,
             start=start,
@@ -281,8 +292,15 @@ class MatrixFreeEvaluation:
         """
         if group not in self._traces:
             pairs, space = self.eigenpairs(group), self._space(group)
+            dual = pairs.basis.shape[1] != space.size
+
+            def form(vectors: Tensor) -> Tensor:
+                if dual:
+                    return self._products.pull(space, vectors).double().square().sum(1)
+                return self._products.quadratic(space, vectors)
+
             self._traces[group] = estimate_trace(
-                lambda vectors: self._products.quadratic(space, vectors),
+                form,
                 pairs.basis,
                 pairs.captured,
                 self._trace_samples,

@@ -90,8 +90,8 @@ class Linearization:
         squares = {name: float(v.square().sum(dtype=torch.float64)) for name, v in vectors.items()}
         floor = torch.finfo(column.dtype).eps * max(squares.values())  # below it is rounding
         expected = sum(square > floor for square in squares.values())
-        for name, vector in vectors.items():
-            vector.mul_(1 / squares[name] if squares[name] > floor else 0.0)
+        for name, vector in vectors.items():  # not in place: it may be the column's memory
+            vectors[name] = vector * (1 / squares[name] if squares[name] > floor else 0.0)
         pushed = self.jacobian_vector(vectors)
         found = float((pushed.double() * column).sum())
         if not abs(found - expected) < 0.1:

@@ -2,7 +2,8 @@
 
 Choose this where N*D is too large for a Gram matrix. Nothing of the size outputs x parameters is
 formed. One microbatch at a time is in memory; with a single one its graph is kept, and a product
-costs one double backward pass (J v) and one backward pass (J^T w).
+costs one double backward pass (J v) and one backward pass (J^T w). Where samples times outputs
+are fewer than half the parameters, the search can run among vectors over those (`in_outputs`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Products:
         targets: The loss call's target; None if there are several microbatches.
         ignore_index: Class index that the loss ignores.
         outputs: [N, D], detached.
-        count: Vectors that were multiplied so far.
+        halves: Half products so far: backward passes, and passes through a backward pass.
         dtype: Dtype of the outputs, in which all is computed.
     """
 
@@ -76,7 +77,7 @@ class Products:
         self._bounds = split_samples(batch_size(problem.inputs), microbatch)
         self._kept: LivePart | None = None
         self._starts: list[int] = []
-        self.count = 0
+        self.halves = 0
         alone = len(self._bounds) == 1
         sizes: list[Size] = []
         values: list[Tensor] = []
@@ -138,7 +139,7 @@ class Products:
         Returns:
             [K, P].
         """
-        self.count += vectors.shape[0]
+        self.halves += 2 * vectors.shape[0]
         total = torch.zeros_like(vectors)
         for index in range(len(self._bounds)):
             with self._opened(index) as (part, weight, share):
@@ -148,11 +149,55 @@ class Products:
                         total[some] += share * self._hessian_vector(part, space, block)
                         continue
                     pushed = part.outputs_of(part.linear.jacobian_vector(block))
-                    weighed = part.columns_of(part.loss.hessian_product(pushed))
+                    weighed = part.columns_of(
+                        part.loss.hessian_product(pushed, overwrite=_is_own(pushed, vectors))
+                    )
                     del pushed
                     pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
                     total[some] += weight * space.join(pulled)
         return total
+
+    def in_outputs(self, space: Space) -> int | None:
+        """Entries of a vector over samples times outputs, if the search is cheaper among those.
+
+        G = V V^T with V = sqrt(scale) J^T S has the nonzero eigenvalues of V^T V, whose vectors
+        have N*D entries in place of P. Only for the GGN, one microbatch, and losses that multiply
+        with S without forming it.
+        """
+        size = self.num_samples * self.depth
+        if self._matrix == "hessian" or self._kept is None or 2 * size > space.size:
+            return None
+        probe = self.outputs.new_zeros(self.num_samples, self.depth, 1)
+        return None if self._kept.loss.root_product(probe) is None else size
+
+    def pull(self, space: Space, columns: Tensor) -> Tensor:
+        """V u for K vectors over samples and outputs, [K, N*D] to [K, P]: half a product."""
+        self.halves += columns.shape[0]
+        pulled = [self._pull(space, column) for column in columns.split(1)]
+        return torch.cat(pulled)
+
+    def push(self, space: Space, vectors: Tensor) -> Tensor:
+        """V^T v for K vectors, [K, P] to [K, N*D]: half a product."""
+        self.halves += vectors.shape[0]
+        part = self._kept
+        assert part is not None
+        found = []
+        with quiet_numerics():
+            for vector in vectors.split(1):
+                pushed = part.outputs_of(part.linear.jacobian_vector(space.split(vector)))
+                weighed = part.loss.root_product(pushed, transpose=True)
+                assert weighed is not None
+                found.append(weighed.mul_(self.scale**0.5).reshape(1, -1))
+        return torch.cat(found)
+
+    def _pull(self, space: Space, column: Tensor) -> Tensor:
+        part = self._kept
+        assert part is not None
+        weighed = part.loss.root_product(column.reshape(self.num_samples, self.depth, 1))
+        assert weighed is not None
+        cotangent = part.columns_of(weighed.mul_(self.scale**0.5))
+        with quiet_numerics():
+            return space.join(part.linear.vector_jacobian(cotangent, list(space.shapes)))
 
     def quadratic(self, space: Space, vectors: Tensor) -> Tensor:
         """v^T G v for K vectors, [K]; for the GGN it costs J v only, half a product."""
@@ -250,7 +295,8 @@ class Products:
     @contextmanager
     def _recorded(self, index: int) -> Iterator[Recording]:
         cudnn = torch.backends.cudnn.flags(enabled=not self._recurrent())
-        with cudnn, TwiceDifferentiable(), self._part(index).recorded(self._names) as found:
+        twice = TwiceDifferentiable(lean=self._matrix == "ggn")
+        with cudnn, twice, self._part(index).recorded(self._names) as found:
             yield found
 
     def _recurrent(self) -> bool:
@@ -290,6 +336,12 @@ class Products:
             call, _ = require_loss(recording)
             layout = SampleLayout(count, self._layout.minor)
             return Size.of(call, make_loss(call, layout), count)
+
+
+def _is_own(pushed: Tensor, vectors: Tensor) -> bool:
+    """Whether the memory of J v is its own: not that of v, and not expanded."""
+    storage = pushed.untyped_storage().data_ptr()
+    return pushed.is_contiguous() and storage != vectors.untyped_storage().data_ptr()
 
 
 def _live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

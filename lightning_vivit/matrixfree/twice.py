@@ -11,9 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_vivit.matrixfree.convolution import CONVOLUTIONS, convolve
+
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Replace sums and means of embedding bags by a lookup and an addition while active."""
+    """Replace sums and means of embedding bags by a lookup and an addition while active.
+
+    Args:
+        lean: Also replace convolutions, by ones whose backward pass is only differentiated in
+            its cotangent: enough for J v, not for the Hessian.
+    """
+
+    def __init__(self, lean: bool = False) -> None:
+        super().__init__()
+        self._lean = lean
 
     def __torch_function__(
         self,
@@ -28,6 +39,8 @@ class TwiceDifferentiable(TorchFunctionMode):
             options.apply_defaults()
             if options.arguments["mode"] != "max" and options.arguments["max_norm"] is None:
                 return _embedding_bag(**options.arguments)
+        if self._lean and func in CONVOLUTIONS:
+            return convolve(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 

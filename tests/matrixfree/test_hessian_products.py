@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_vivit import Problem, evaluate
 from lightning_vivit.demo.gpt import GPT
 from lightning_vivit.losses import LossCall, SampleLayout, make_loss
+from lightning_vivit.matrixfree.products import Products
 
 CALLS = {
     "cross_entropy": ({"label_smoothing": 0.1, "ignore_index": 1}, "classes"),
@@ -41,6 +42,34 @@ def test_products_are_those_of_the_root(name, shape, minor):
     vectors = torch.randn(3, root.shape[1], 2, dtype=torch.float64)
     expected = root @ (root.mT @ vectors)
     torch.testing.assert_close(loss.hessian_product(vectors), expected)
+    torch.testing.assert_close(loss.hessian_product(vectors.clone(), overwrite=True), expected)
+
+
+class Shift(nn.Module):
+    """J v is v itself (one sample), or v for each of the samples in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(1, 4, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.shift.expand(inputs.shape[0], 4)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_vectors_are_left_as_they_are_where_the_jacobian_is_the_identity(samples):
+    inputs, targets = torch.zeros(samples, 4).double(), torch.arange(samples)
+    problem = Problem(Shift(), nn.CrossEntropyLoss(), inputs, targets)
+    products = Products(problem, ["shift"])
+    vectors = torch.randn(2, 4, dtype=torch.float64)
+    before = vectors.clone()
+    found = products.multiply(products.space(["shift"]), vectors)
+    single = products.multiply(products.space(["shift"]), vectors[:1])
+    assert torch.equal(vectors, before)
+    p = problem.model.shift[0].detach().softmax(0)
+    expected = vectors @ (p.diag() - torch.outer(p, p))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(single, expected[:1])
 
 
 def test_a_saturated_softmax_keeps_its_digits():

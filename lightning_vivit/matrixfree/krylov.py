@@ -1,0 +1,309 @@
+"""A growing orthonormal basis with a projected matrix, and the pairs that it gives.
+
+The state of the search in `lanczos`: a Krylov decomposition A B^T = B^T T + E^T C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_vivit.errors import ProblemError
+
+Halves: TypeAlias = "Callable[[Tensor], tuple[Tensor | None, Tensor]]"
+_CHUNK = 1 << 13  # entries of a vector that are summed in its own dtype
+_LITTLE = 0.7  # share of a vector after orthogonalisation, below which it is done again
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The result of a search.
+
+    Attributes:
+        values: [k] ascending (for ``magnitude``: ascending in magnitude), float64.
+        vectors: [k, P], orthonormal rows.
+        residuals: [k], ||A e - mu e|| / |mu|; for values below rounding relative to that bound.
+        products: Matrix-vector products that were spent.
+        converged: Whether all residuals are within the tolerance.
+        basis: [m, P], the orthonormal basis of the last round, which contains the vectors.
+        captured: Trace of the matrix on the basis.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    products: int
+    converged: bool
+    basis: Tensor
+    captured: float
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Ritz pairs of the wanted end of the spectrum, leading first.
+
+    Attributes:
+        values: [k].
+        coefficients: [m, k].
+        residuals: [k], relative.
+        edges: [r, k], residual vectors in terms of the edge.
+    """
+
+    values: Tensor
+    coefficients: Tensor
+    residuals: Tensor
+    edges: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.values.numel()
+
+
+class Search:
+    """An orthonormal basis B, the projected matrix T, and the edge E with A B^T = B^T T + E^T C.
+
+    The r rows of E are orthonormal, and orthogonal to the basis.
+    """
+
+    def __init__(
+        self,
+        halves: Halves,
+        size: int,
+        room: int,
+        which: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        random: Callable[[], Tensor],
+    ) -> None:
+        """Start with an empty basis; the arguments are those of `leading_eigenpairs`."""
+        self._multiply, self._which, self._random = halves, which, random
+        self._basis = torch.empty(room, size, dtype=dtype, device=device)
+        self._between: Tensor | None = None  # [room, P], what the first half gave
+        self._projected = torch.zeros(room, room, dtype=torch.float64, device=device)
+        self._edge = self._basis[:0]  # E
+        self._coefficients = self._projected[:0]  # C, [r, room]
+        self._eps = torch.finfo(dtype).eps
+        self._grew = False
+        self.filled = 0
+        self.products = 0
+
+    def extend(self, vectors: Tensor | None = None) -> int:
+        """Orthonormalise vectors against basis and edge, multiply and append them.
+
+        Args:
+            vectors: [b, size]; None for a random one, which is also taken if none of them is
+                independent of the basis.
+
+        Returns:
+            How many were appended.
+        """
+        room = self._basis.shape[0] - self.filled
+        new = self._orthonormal(self._random() if vectors is None else vectors)[:room]
+        if new.shape[0] == 0 and vectors is not None:
+            new = self._orthonormal(self._random())[:room]
+        if new.shape[0] == 0 and self._edge.shape[0] > 0:  # nothing else is left
+            return self.expand(torch.eye(self._edge.shape[0])[:, :1].to(self._coefficients))
+        return self._append(new)
+
+    def expand(self, edges: Tensor) -> int:
+        """Append the directions in the edge that some residual vectors have.
+
+        Args:
+            edges: [r, b], residual vectors in terms of the edge.
+
+        Returns:
+            How many were appended.
+        """
+        if self._edge.shape[0] > 1:
+            turn = torch.linalg.qr(edges, mode="complete").Q.T
+            self._edge = turn.to(self._edge.dtype) @ self._edge
+            self._coefficients = turn @ self._coefficients
+        count = min(edges.shape[1], self._edge.shape[0], self._basis.shape[0] - self.filled)
+        new, self._edge = self._edge[:count], self._edge[count:]
+        self._coefficients = self._coefficients[count:]
+        return self._append(new)
+
+    def probe(self, steps: int, k: int) -> None:
+        """Iterate a random vector in the complement of the basis."""
+        for step in range(steps):
+            self.restart_if_full(k, 1)
+            rank = self._edge.shape[0]
+            if self.filled == self._basis.shape[0]:
+                return
+            if step == 0:
+                if self.extend() == 0:
+                    return
+            elif self._grew:  # the newest direction of the edge
+                last = torch.zeros(rank, 1).to(self._coefficients)
+                last[-1] = 1.0
+                self.expand(last)
+            else:
+                return
+
+    def ritz(self, k: int) -> Ritz:
+        """The k leading Ritz pairs, leading first."""
+        m = self.filled
+        values, vectors = torch.linalg.eigh(self._projected[:m, :m])
+        size = values.abs() if self._which == "magnitude" else values
+        order = size.argsort(descending=True)[:k]
+        values, vectors = values[order], vectors[:, order]
+        edges = self._coefficients[:, :m] @ vectors
+        norms = torch.linalg.vector_norm(edges, dim=0)
+        floor = self._projected[:m, :m].abs().max() * (1e-12 if self._eps < 1e-10 else 1e-6)
+        residuals = norms / values.abs().clamp(min=float(floor))
+        rounding = 32 * self._eps * self._projected[:m, :m].abs().max()
+        residuals = torch.where(norms <= rounding, torch.zeros_like(norms), residuals)
+        return Ritz(values, vectors, residuals, edges)
+
+    def restart_if_full(self, k: int, block: int) -> None:
+        """Keep the leading half of the Ritz vectors where the basis has no room left."""
+        room = self._basis.shape[0]
+        if self.filled + block <= room or room == self._basis.shape[1]:
+            return
+        keep = max(k + 2, room // 2)
+        values, vectors = torch.linalg.eigh(self._projected[: self.filled, : self.filled])
+        size = values.abs() if self._which == "magnitude" else values
+        order = size.argsort(descending=True)[:keep]
+        turn = vectors[:, order].T.to(self._basis.dtype)
+        for stored in (self._basis, self._between):
+            if stored is None:
+                continue
+            for columns in range(0, stored.shape[1], 1 << 20):  # no second basis in memory
+                some = stored[:, columns : columns + (1 << 20)]
+                some[:keep] = turn @ some[: self.filled]
+        coefficients = self._coefficients[:, : self.filled] @ vectors[:, order]
+        self._coefficients = torch.zeros_like(self._coefficients)
+        self._coefficients[:, :keep] = coefficients
+        self.filled = keep
+        self._projected.zero_()
+        self._projected[:keep, :keep] = values[order].diag()
+
+    def _append(self, new: Tensor) -> int:
+        """Multiply orthonormal vectors and append them."""
+        old, count = self.filled, new.shape[0]
+        if count == 0:
+            return 0
+        between, images = self._multiply(new)
+        self.products += count
+        size = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64)
+        if not bool(size.isfinite().all()):
+            raise ProblemError(
+                "A curvature-vector product is not finite: the network's derivatives overflowed. "
+                "Look at the loss and the learning rate, or use more precision."
+            )
+        if between is not None:
+            if self._between is None:
+                self._between = between.new_empty(self._basis.shape[0], between.shape[1])
+            self._between[old : old + count] = between
+        self._basis[old : old + count] = new
+        self.filled = old + count
+        basis = self._basis[: self.filled]
+        inner = inner_products(basis, images)  # [m, count]
+        rest = torch.addmm(images, inner.T.to(basis.dtype), basis, alpha=-1.0)
+        length = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
+        if bool((length < _LITTLE * size).any()):  # what is left may be rounding of what was taken
+            again = inner_products(basis, rest)
+            rest.addmm_(again.T.to(basis.dtype), basis, alpha=-1.0)
+            inner += again
+        self._projected[: self.filled, old : self.filled] = inner
+        self._projected[old : self.filled, :old] = inner[:old].T
+        own = inner[old:]
+        self._projected[old : self.filled, old : self.filled] = (own + own.T) / 2
+        rank = self._edge.shape[0]
+        for index, vector in enumerate(rest):
+            self._to_edge(vector, old + index, float(inner[:, index].norm()))
+        self._grew = self._edge.shape[0] > rank
+        return count
+
+    def _to_edge(self, vector: Tensor, column: int, scale: float) -> None:
+        """Write the residual of one product in terms of the edge, with a new row if it needs it."""
+        whole = _norm(vector)
+        for _ in range(2):
+            if self._edge.shape[0] == 0:
+                break
+            inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
+            self._coefficients[:, column] += inside
+            vector = vector - inside.to(vector.dtype) @ self._edge
+        length = _norm(vector)
+        if length <= 4 * self._eps * max(scale, whole):
+            return
+        vector = vector / length
+        if length < 0.03 * max(scale, whole):  # may be rounding, which the basis holds
+            for stored in (self._basis[: self.filled], self._edge):
+                inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
+                vector = vector - inside.to(vector.dtype) @ stored
+            again = _norm(vector)
+            if again < 0.5:
+                return
+            vector = vector / again
+        self._edge = torch.cat([self._edge, vector.unsqueeze(0)])
+        row = self._coefficients.new_zeros(1, self._coefficients.shape[1])
+        row[0, column] = length
+        self._coefficients = torch.cat([self._coefficients, row])
+
+    def result(self, found: Ritz, converged: bool) -> Eigenpairs:
+        """The pairs in parameter space, ascending."""
+        basis = self._basis[: self.filled].clone()
+        stored = basis if self._between is None else self._between[: self.filled]
+        vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
+        for vector in vectors:
+            vector /= max(_norm(vector), torch.finfo(basis.dtype).tiny)
+        captured = float(self._projected[: self.filled, : self.filled].trace())
+        return Eigenpairs(
+            found.values.flip(0),
+            vectors,
+            found.residuals.flip(0),
+            self.products,
+            converged,
+            basis,
+            captured,
+        )
+
+    def _orthonormal(self, vectors: Tensor) -> Tensor:
+        """Rows that are orthonormal to the basis and to each other; dependent ones are dropped."""
+        kept: list[Tensor] = []
+        basis = self._basis[: self.filled]
+        for vector in vectors:
+            length = _norm(vector)
+            if not length > 0:
+                continue
+            vector = vector / length
+            for _ in range(3):
+                for stored in (basis, self._edge):
+                    inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
+                    vector = vector - inside.to(vector.dtype) @ stored
+                for other in kept:
+                    vector = vector - (other @ vector) * other
+                length = _norm(vector)
+                if length < 20 * self._eps:
+                    break
+                vector = vector / length
+                if length > 0.7:
+                    kept.append(vector)
+                    break
+        return torch.stack(kept) if kept else vectors[:0]
+
+
+def inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """Products of all rows of two matrices, summed in float64.
+
+    Args:
+        first: [m, P].
+        second: [b, P].
+
+    Returns:
+        [m, b]. A sum of millions of float32 numbers is not accurate enough for a residual of 1e-4.
+    """
+    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64, device=first.device)
+    for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True):
+        total += left @ right.T
+    return total
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
