@@ -10,8 +10,9 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.gram_evaluation import BACKENDS, choose_session, gram_evaluation
 from lightning_vivit.groups import ParamGroups, resolve_groups
 from lightning_vivit.matrixfree.choice import METHODS, choose_method
-from lightning_vivit.matrixfree.evaluation import MatrixFreeEvaluation, Start
+from lightning_vivit.matrixfree.evaluation import MatrixFreeEvaluation
 from lightning_vivit.matrixfree.products import MATRICES
+from lightning_vivit.matrixfree.start import Start
 from lightning_vivit.parallel import Part
 from lightning_vivit.problem import Problem
 from lightning_vivit.results import Evaluation

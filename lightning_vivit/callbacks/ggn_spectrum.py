@@ -69,7 +69,7 @@ class GGNSpectrumMonitor(Monitor):
 
     - `ggn/trace`: an estimate (Hutch++), with its standard error `ggn/trace_error`.
     - `ggn/products`: matrix-vector products that this monitor's search took (0 if another monitor
-      has paid for it), each about 1.5 to 2.5 training steps on the same data. From the second
+      has paid for it), each 1 to 1.5 training steps on the same data. From the second
       monitored step on the search starts from the last eigenvectors, which saves up to 60% where
       the steps are close; a resumed run starts it anew. Between monitored steps the k
       eigenvectors stay in memory.

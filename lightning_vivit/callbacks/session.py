@@ -24,7 +24,7 @@ from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.groups import ParamGroups
 from lightning_vivit.kernel_evaluation import evaluate_outputs
-from lightning_vivit.matrixfree.evaluation import Start
+from lightning_vivit.matrixfree.start import Start
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.parallel import (
     Part,

@@ -8,7 +8,6 @@ a thousand classes, language models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,52 +19,10 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.matrixfree.lanczos import Eigenpairs, leading_eigenpairs
 from lightning_vivit.matrixfree.live import Space
 from lightning_vivit.matrixfree.products import Products
+from lightning_vivit.matrixfree.start import Start, starting_block
 from lightning_vivit.matrixfree.trace import TraceEstimate, estimate_trace
 from lightning_vivit.problem import Problem
 from lightning_vivit.spectrum import numerical_floor
-
-
-@dataclass(frozen=True)
-class Start:
-    """Eigenpairs of an earlier evaluation, to start the next one from.
-
-    Attributes:
-        values: [K].
-        vectors: [K, P].
-    """
-
-    values: Tensor
-    vectors: Tensor
-
-
-def starting_block(start: Start, tol: float) -> Tensor:
-    """As few vectors as possible that hold all eigenvectors: sums of them, weighted by 1 / mu.
-
-    The Krylov space of a sum of eigenvectors of different eigenvalues has each of them; those of
-    nearly equal eigenvalues go into different sums, because they cannot be told apart in one.
-
-    Args:
-        start: Eigenpairs.
-        tol: Relative difference below which eigenvalues count as equal.
-
-    Returns:
-        [s, P].
-    """
-    order = start.values.abs().argsort(descending=True)
-    sums: list[Tensor] = []
-    place, before = 0, None
-    for index in order.tolist():
-        value = float(start.values[index])
-        if value == 0.0:
-            continue
-        near = before is not None and abs(value - before) <= 3 * tol * abs(before)
-        place, before = (place + 1 if near else 0), value
-        vector = start.vectors[index] / abs(value)
-        if place < len(sums):
-            sums[place] = sums[place] + vector
-        else:
-            sums.append(vector)
-    return torch.stack(sums) if sums else start.vectors[:1]
 
 
 class MatrixFreeEvaluation:
@@ -144,7 +101,7 @@ class MatrixFreeEvaluation:
 
     @property
     def products(self) -> int:
-        """Products with the matrix so far; each costs about 1.5 to 2.5 training steps."""
+        """Products so far, each 1 to 1.5 training steps (with the Hessian 1.5 to 2.5)."""
         return -(-self._products.halves // 2)
 
     def eigenpairs(self, group: str = "all", k: int | None = None) -> Eigenpairs:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit import OptionError
-from lightning_vivit.matrixfree.evaluation import Start, starting_block
 from lightning_vivit.matrixfree.lanczos import leading_eigenpairs
+from lightning_vivit.matrixfree.start import Start, starting_block
 from lightning_vivit.matrixfree.trace import estimate_trace
 
 SIZE = 300
