@@ -48,8 +48,8 @@ def evaluate(
         mc_samples: Columns for each sample with ``mc``.
         generator: Random generator for ``mc``.
         dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
-        max_memory: Bytes that may be used over the model's forward pass; None for half of what
-            is free on the device.
+        max_memory: Bytes that a Gram matrix may use over the model's forward pass; None for half
+            of what is free on the device. Matrix-free memory is limited with `microbatch`.
         kernel: Whether `Evaluation.ntk` will be asked for. Without it only the output directions
             that the loss sees are backpropagated (C - 1 of C for cross-entropy).
         backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
