@@ -48,8 +48,9 @@ def evaluate(
         mc_samples: Columns for each sample with ``mc``.
         generator: Random generator for ``mc``.
         dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
-        max_memory: Bytes that a Gram matrix may use over the model's forward pass; None for half
-            of what is free on the device. Matrix-free memory is limited with `microbatch`.
+        max_memory: Bytes that may be used over the model's forward pass; None for half of what
+            is free on the device. Matrix-free it limits the samples that are in memory at once;
+            the vectors of the search are not counted.
         kernel: Whether `Evaluation.ntk` will be asked for. Without it only the output directions
             that the loss sees are backpropagated (C - 1 of C for cross-entropy).
         backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
@@ -62,7 +63,7 @@ def evaluate(
         k: Eigenpairs that a matrix-free evaluation computes.
         tol: Relative residual of matrix-free eigenpairs.
         matrix: ``ggn``, or ``hessian`` (the true Hessian of the loss, always matrix-free).
-        microbatch: Samples in memory at once, matrix-free only; None for all.
+        microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
         start: `MatrixFreeEvaluation.warm_start` of an earlier evaluation.
         part: In a run of several processes, says that the problem's batch is this rank's part of
             one batch; the results are then those of the whole batch, on every rank. Gram matrices
@@ -90,12 +91,23 @@ def evaluate(
         if method == "mc" or columns == "mc":
             raise OptionError("Monte-Carlo columns estimate the GGN. Use matrix='ggn'.")
         method, undecided = "matrix_free", False
+
+    def matrix_free() -> MatrixFreeEvaluation:
+        return MatrixFreeEvaluation(
+            problem,
+            groups,
+            k=k,
+            tol=tol,
+            matrix=matrix,
+            microbatch=microbatch,
+            max_memory=max_memory,
+            start=start,
+        )
+
     if method == "matrix_free" and part is not None:
         raise OptionError("Matrix-free products are not divided among ranks. Give the whole batch.")
     if method == "matrix_free":
-        return MatrixFreeEvaluation(
-            problem, groups, k=k, tol=tol, matrix=matrix, microbatch=microbatch, start=start
-        )
+        return matrix_free()
     session = choose_session(backend, columns)
     with problem.recorded(wanted, session, part is not None) as recording:
         if undecided and recording.loss is not None:
@@ -115,9 +127,7 @@ def evaluate(
                 part=part,
             )
     del recording  # and its graph
-    return MatrixFreeEvaluation(
-        problem, groups, k=k, tol=tol, matrix=matrix, microbatch=microbatch, start=start
-    )
+    return matrix_free()
 
 
 __all__ = [

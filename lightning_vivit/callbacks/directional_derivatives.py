@@ -62,7 +62,7 @@ class DirectionalDerivativesMonitor(Monitor):
             curvatures cost one Jacobian-vector product for each; gradients=True then costs one
             backward pass for each sample.
         tol: Relative residual of matrix-free eigenpairs.
-        microbatch: Samples in memory at once, matrix-free only; None for all.
+        microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
         **options: Those of `Monitor`.
     """
 

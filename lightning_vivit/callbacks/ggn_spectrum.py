@@ -89,7 +89,7 @@ class GGNSpectrumMonitor(Monitor):
         matrix: "ggn", or "hessian" for the true Hessian of the loss.
         tol: Relative residual at which a matrix-free eigenpair counts as found; the error of a
             separated eigenvalue is about its square.
-        microbatch: Samples in memory at once, matrix-free only; None for all.
+        microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
         **options: Those of `Monitor`.
     """
 

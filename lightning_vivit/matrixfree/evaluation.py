@@ -53,6 +53,7 @@ class MatrixFreeEvaluation:
         microbatch: int | None = None,
         start: Mapping[str, Start] | None = None,
         max_products: int | None = None,
+        max_memory: int | None = None,
         trace_samples: int = 6,
         seed: int = 0,
     ) -> None:
@@ -65,9 +66,11 @@ class MatrixFreeEvaluation:
             tol: Largest relative residual of an eigenpair.
             matrix: ``ggn`` or ``hessian``.
             which: ``largest`` (algebraic) or ``magnitude`` eigenvalues.
-            microbatch: Samples that are in memory at once; None for all.
+            microbatch: Samples that are in memory at once; None for as many as fit.
             start: What `warm_start` of an earlier evaluation gave.
             max_products: Upper limit of products for each group; None for 20 k + 100.
+            max_memory: Bytes for the graph of the samples that are in memory at once, if there is
+                no `microbatch`; None for half of what is free.
             trace_samples: Random vectors for the trace.
             seed: Of all random vectors.
 
@@ -77,7 +80,9 @@ class MatrixFreeEvaluation:
             InteractionError: Samples influence each other.
         """
         names = [name for members in groups.values() for name in members]
-        self._products = Products(problem, names, matrix=matrix, microbatch=microbatch)
+        self._products = Products(
+            problem, names, matrix=matrix, microbatch=microbatch, max_memory=max_memory
+        )
         self._spaces = {group: self._products.space(own) for group, own in groups.items()}
         self._k, self.tol, self.matrix, self._which = k, tol, matrix, which
         self._start = dict(start or {})

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_vivit.losses import SampleLayout, SampleLoss
-from lightning_vivit.matrixfree.linear import Linearization
+from lightning_vivit.matrixfree.linear import Linearization, not_twice
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,24 @@ class LivePart:
         if outputs.shape[2] == 1:
             return self.layout.unflatten(outputs[:, :, 0], shape).unsqueeze(0)
         return torch.stack([self.layout.unflatten(part, shape) for part in outputs.unbind(2)])
+
+
+def is_own(pushed: Tensor, vectors: Tensor) -> bool:
+    """Whether the memory of J v is its own: not that of v, and not expanded."""
+    storage = pushed.untyped_storage().data_ptr()
+    return pushed.is_contiguous() and storage != vectors.untyped_storage().data_ptr()
+
+
+def live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Gradients of a loss with their graph, without those that depend on nothing."""
+    try:
+        grads = torch.autograd.grad(
+            total, list(parameters.values()), create_graph=True, allow_unused=True
+        )
+    except RuntimeError as error:
+        raise not_twice(error) from error
+    return {
+        name: grad
+        for name, grad in zip(parameters, grads, strict=True)
+        if grad is not None and grad.requires_grad
+    }

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_vivit.errors import OptionError
+from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.losses import SampleLayout, make_loss
-from lightning_vivit.matrixfree.linear import Linearization, graph_grad, not_twice
-from lightning_vivit.matrixfree.live import LivePart, Space
+from lightning_vivit.matrixfree.linear import Linearization, graph_grad
+from lightning_vivit.matrixfree.live import LivePart, Space, is_own, live_gradients
 from lightning_vivit.matrixfree.parts import (
     Size,
     locate,
@@ -26,6 +26,7 @@ from lightning_vivit.matrixfree.parts import (
     shares,
     split_samples,
 )
+from lightning_vivit.matrixfree.room import fitting_samples
 from lightning_vivit.matrixfree.twice import TwiceDifferentiable
 from lightning_vivit.problem import Problem, Recording, batch_size
 from lightning_vivit.replay import quiet_numerics
@@ -57,6 +58,7 @@ class Products:
         *,
         matrix: str = "ggn",
         microbatch: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         """Run every microbatch once, for the scale of the whole batch's loss.
 
@@ -64,7 +66,9 @@ class Products:
             problem: What is differentiated; it needs a loss.
             names: Parameters that the vectors range over.
             matrix: ``ggn`` or ``hessian``.
-            microbatch: Samples that are in memory at once; None for the whole batch.
+            microbatch: Samples that are in memory at once; None for as many as fit.
+            max_memory: Bytes for the graph and the outputs of the samples that are in memory
+                at once, if there is no `microbatch`; None for half of what is free.
 
         Raises:
             OptionError: Unknown matrix, no loss, or an impossible microbatch.
@@ -74,10 +78,29 @@ class Products:
         if matrix not in MATRICES:
             raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
         self._problem, self._names, self._matrix = problem, list(names), matrix
-        self._bounds = split_samples(batch_size(problem.inputs), microbatch)
+        count = batch_size(problem.inputs)
+        self._bounds = split_samples(count, microbatch)
+        self.halves = 0
+        if self._visit(microbatch is None and count > 1, max_memory):
+            return
+        try:
+            self._visit(False, None)
+        except ProblemError:  # not to be divided: half of the free memory is not all of it
+            self._bounds = split_samples(count, None)
+            self._visit(False, None)
+
+    def _visit(self, may_split: bool, max_memory: int | None) -> bool:
+        """Run every microbatch.
+
+        Args:
+            may_split: Whether the batch may be divided if it does not fit.
+            max_memory: Budget for that.
+
+        Returns:
+            Whether it is done; else the batch does not fit, and smaller microbatches are set.
+        """
         self._kept: LivePart | None = None
         self._starts: list[int] = []
-        self.halves = 0
         alone = len(self._bounds) == 1
         sizes: list[Size] = []
         values: list[Tensor] = []
@@ -85,6 +108,12 @@ class Products:
         outputs: list[Tensor] = []
         for index in range(len(self._bounds)):
             with self._recorded(index) as found:
+                if may_split:
+                    count = self._bounds[0][1]
+                    fitting = fitting_samples(found, count, max_memory)
+                    if fitting < count:
+                        self._bounds = split_samples(count, fitting)
+                        return False
                 if index == 0:
                     self._layout = locate(self._part(index), found)
                     self.targets = require_loss(found)[0].target if alone else None
@@ -112,6 +141,12 @@ class Products:
             self.scale = 1.0 / self.num_samples if sizes[0].averages else 1.0
         shared = [share * value for share, value in zip(self._shares, values, strict=True)]
         self.value = torch.stack(shared).sum()
+        return True
+
+    @property
+    def microbatch(self) -> int:
+        """Samples that are in memory at once."""
+        return self._bounds[0][1]
 
     def space(self, names: Sequence[str]) -> Space:
         """Vectors over some of the parameters."""
@@ -150,7 +185,7 @@ class Products:
                         continue
                     pushed = part.outputs_of(part.linear.jacobian_vector(block))
                     weighed = part.columns_of(
-                        part.loss.hessian_product(pushed, overwrite=_is_own(pushed, vectors))
+                        part.loss.hessian_product(pushed, overwrite=is_own(pushed, vectors))
                     )
                     del pushed
                     pulled = part.linear.vector_jacobian(weighed, list(space.shapes))
@@ -312,7 +347,7 @@ class Products:
         linear = Linearization(recording.outputs, recording.tape.parameters)
         gradients: dict[str, Tensor] = {}
         if self._matrix == "hessian":
-            gradients = _live_gradients(total, recording.tape.parameters)
+            gradients = live_gradients(total, recording.tape.parameters)
         loss = make_loss(call, layout)
         return LivePart(linear, layout, loss, gradients, self._starts[index])
 
@@ -336,23 +371,3 @@ class Products:
             call, _ = require_loss(recording)
             layout = SampleLayout(count, self._layout.minor)
             return Size.of(call, make_loss(call, layout), count)
-
-
-def _is_own(pushed: Tensor, vectors: Tensor) -> bool:
-    """Whether the memory of J v is its own: not that of v, and not expanded."""
-    storage = pushed.untyped_storage().data_ptr()
-    return pushed.is_contiguous() and storage != vectors.untyped_storage().data_ptr()
-
-
-def _live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    try:
-        grads = torch.autograd.grad(
-            total, list(parameters.values()), create_graph=True, allow_unused=True
-        )
-    except RuntimeError as error:
-        raise not_twice(error) from error
-    return {
-        name: grad
-        for name, grad in zip(parameters, grads, strict=True)
-        if grad is not None and grad.requires_grad
-    }

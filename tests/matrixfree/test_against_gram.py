@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from exactness.networks import NETWORKS
@@ -10,8 +11,9 @@ from exactness.test_functions import loss_on
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_vivit import MatrixFreeEvaluation, OptionError, Problem, evaluate
+from lightning_vivit import MatrixFreeEvaluation, OptionError, Problem, ProblemError, evaluate
 from lightning_vivit.matrixfree.products import Products
+from lightning_vivit.matrixfree.room import graph_bytes
 
 
 def free(name: str, loss: str, **options) -> tuple[MatrixFreeEvaluation, Reference, Problem]:
@@ -99,6 +101,53 @@ DIVIDED = {
         0.3 * nn.functional.cross_entropy(out.transpose(1, 2), y, ignore_index=-1)
     ),
 }
+
+
+def test_a_batch_that_does_not_fit_is_divided():
+    function, targets, reference = loss_on("gpt_tied", "cross_entropy", "mean")
+    found = case("gpt_tied")
+    problem = Problem(found.model, function, found.inputs, targets)
+    vectors = torch.randn(2, reference.ggn.shape[0], dtype=torch.float64)
+    expected, seen = vectors @ reference.ggn, []
+    for budget in (1 << 40, 20_000, 1):
+        products = Products(problem, names(found.model), max_memory=budget)
+        product = products.multiply(products.space(names(found.model)), vectors)
+        assert float((product - expected).abs().max() / expected.abs().max()) < 1e-9
+        seen.append(products.microbatch)
+    assert seen[0] == len(found.inputs) > seen[1] > seen[2] == 1
+    evaluation = evaluate(problem, method="matrix_free", k=2, tol=1e-8, max_memory=1)
+    exact = torch.linalg.eigvalsh(reference.ggn)[-2:]
+    torch.testing.assert_close(evaluation.eigenvalues(), exact, rtol=1e-7, atol=0)
+
+
+def test_memory_of_a_graph_is_what_its_operations_save():
+    first, second = nn.Linear(5, 7), nn.Linear(7, 3)
+    inputs = torch.randn(11, 5)
+    outputs = second(first(inputs).tanh()) + inputs[:, :3].relu()
+    saved = 11 * 5 + 11 * 7  # the inputs' rows and the tanh; the weights are not counted
+    parameters = [*first.parameters(), *second.parameters()]
+    assert graph_bytes(outputs, parameters) == 4 * saved
+
+
+def test_a_step_that_cannot_be_divided_stays_whole():
+    class Odd(pl.LightningModule):
+        """Its loss is scaled by a number that no size of a microbatch explains."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def training_step(self, batch, index):
+            loss = nn.functional.cross_entropy(self.layer(batch[0]), batch[1], reduction="sum")
+            return loss / (1.0 + len(batch[0]) ** 2)
+
+    torch.manual_seed(0)
+    batch = torch.randn(6, 4).double(), torch.arange(6) % 3
+    problem = Problem.from_training_step(Odd(), batch)
+    with pytest.raises(ProblemError, match="neither constant"):
+        Products(problem, list(problem.trainable()), microbatch=2)
+    products = Products(problem, list(problem.trainable()), max_memory=1)
+    assert products.microbatch == 6
 
 
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
