@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_vivit.axes import likely_counts
+from lightning_vivit.axes import is_sequence_first, likely_counts
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.loss_calls import explicit_loss, replayed_loss
@@ -228,6 +228,8 @@ class Problem:
                 targets = convert_batch(self._targets, dtype)
                 loss, value = explicit_loss(recorder, self._loss, outputs, targets, self._reduction)
             outputs = _check_outputs(outputs if loss is None else loss.outputs)
+            if is_sequence_first(tensors_in(self._inputs), outputs.shape[0]):
+                sizes = (outputs.shape[0], *sizes)
             recorder.forget()
             total = None if value is None else value.sum()
             value = None if value is None else value.detach()

@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
+from lightning_vivit.loss_records import RecordedLoss, versions
 from lightning_vivit.tracing import summary, tensors_in
 
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -100,17 +101,6 @@ class Call:
     def is_complex(self) -> bool:
         """Whether complex numbers take part."""
         return any(tensor.is_complex() for tensor in tensors_in([self.args, self.kwargs]))
-
-
-@dataclass(frozen=True)
-class RecordedLoss:
-    """One call of a loss function on outputs that need a gradient."""
-
-    name: str
-    outputs: Tensor
-    target: Any
-    options: dict[str, Any]
-    result: Tensor
 
 
 @dataclass
@@ -303,9 +293,12 @@ class Recorder(TorchFunctionMode):
         if name == "custom":
             reduction = options.get("reduction", "mean")
             options = {"function": partial(func, **options), "reduction": reduction}
+        given = outputs
         if name == "nll_loss":
             outputs, options["traced"] = self._trace_logits(outputs)
-        return RecordedLoss(name, outputs, target, options, result)
+        seen = versions(given, outputs, target)
+        edge = get_gradient_edge(result)
+        return RecordedLoss(name, given, outputs, target, options, result.clone(), edge, seen)
 
     def _trace_logits(self, log_probabilities: Tensor) -> tuple[Tensor, bool]:
         """The logits behind log-probabilities, if log_softmax was seen over the class axis."""
