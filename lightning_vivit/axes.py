@@ -87,12 +87,12 @@ def is_sequence_first(batch: Iterable[Tensor], rows: int) -> bool:
     """Whether a tensor has as many samples as the outputs have rows, but on its second axis.
 
     Args:
-        batch: The batch's tensors. Features without positions say nothing: their number may be
-            anything.
+        batch: The batch's tensors. Features without positions say nothing, since their number may
+            be anything; neither does one row, which may be one sample with its positions.
         rows: Leading size of the outputs.
     """
     return any(
-        tensor.shape[1] == rows != tensor.shape[0]
+        tensor.shape[1] == rows != tensor.shape[0] > 1
         for tensor in batch
         if tensor.ndim > 2 or (tensor.ndim == 2 and not tensor.is_floating_point())
     )

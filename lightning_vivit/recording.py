@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.loss_records import RecordedLoss, versions
 from lightning_vivit.tracing import summary, tensors_in
+from lightning_vivit.writes import WriteGuard
 
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
@@ -123,14 +124,18 @@ class Recorder(TorchFunctionMode):
     the first operation that combines one with data is the call.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], data: Any) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], data: Any, guard: WriteGuard | None = None
+    ) -> None:
         """Prepare an empty tape.
 
         Args:
             parameters: The trainable parameters by name.
             data: The batch; tensors in it (nested) and all that is computed from them is data.
+            guard: Stops operations that would write to parameters.
         """
         super().__init__()
+        self._guard = guard
         self.tape = Tape(dict(parameters))
         self._sources = {id(parameter) for parameter in parameters.values()}
         self._tainted = {id(tensor): tensor for tensor in tensors_in(data)}
@@ -174,6 +179,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run one operation and note what it did."""
         kwargs = kwargs or {}
+        if self._guard is not None:
+            self._guard.check(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._run_open(func, args, kwargs)
         result = func(*args, **kwargs)
