@@ -1,4 +1,4 @@
-"""The loss that is looked at is the one that is returned: what happens after the call counts."""
+"""The loss that is looked at is the one that is returned, of the samples that were given."""
 
 from __future__ import annotations
 
