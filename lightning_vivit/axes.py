@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -81,3 +81,18 @@ def likely_counts(sizes: Sequence[int], rows: int) -> list[int]:
     common = [size for size, _ in Counter(sizes).most_common() if rows % size == 0]
     parts = [size for size in common if size > 1] + [size for size in common if size == 1]
     return list(dict.fromkeys([*whole, *parts])) or [rows]
+
+
+def is_sequence_first(batch: Iterable[Tensor], rows: int) -> bool:
+    """Whether a tensor has as many samples as the outputs have rows, but on its second axis.
+
+    Args:
+        batch: The batch's tensors. Features without positions say nothing, since their number may
+            be anything; neither does one row, which may be one sample with its positions.
+        rows: Leading size of the outputs.
+    """
+    return any(
+        tensor.shape[1] == rows != tensor.shape[0] > 1
+        for tensor in batch
+        if tensor.ndim > 2 or (tensor.ndim == 2 and not tensor.is_floating_point())
+    )

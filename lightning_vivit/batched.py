@@ -51,5 +51,8 @@ def _one_by_one(
     ]
     found: list[Tensor | None] = []
     for parts in zip(*rows, strict=True):
-        found.append(None if any(part is None for part in parts) else torch.stack(parts))
+        if any(part is None for part in parts):
+            found.append(None)
+        else:  # an embedding may give sparse gradients
+            found.append(torch.stack([p.to_dense() if p.is_sparse else p for p in parts]))
     return found

@@ -269,7 +269,11 @@ class EighComputation(_Computation):
     def _finish(self, block: _Block) -> tuple[Tensor, list[Tensor]]:
         values, vectors, correction = self._eigenpairs(block)
         parts = self._to_parameters(block, vectors, correction)
-        norm = torch.stack([part.flatten(1).square().sum(1) for part in parts]).sum(0).sqrt()
+        norm = (
+            torch.stack([part.reshape(len(part), -1).square().sum(1) for part in parts])
+            .sum(0)
+            .sqrt()
+        )
         return values, [part / norm.reshape(-1, *[1] * (part.ndim - 1)) for part in parts]
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_vivit.axes import likely_counts
+from lightning_vivit.axes import is_sequence_first, likely_counts
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.loss_calls import explicit_loss, replayed_loss
 from lightning_vivit.losses import LossCall
 from lightning_vivit.modes import eval_mode
+from lightning_vivit.outputs import check_outputs, forward
 from lightning_vivit.precision import (
     convert_batch,
     converted_copy,
@@ -34,6 +36,7 @@ from lightning_vivit.replay import (
     shadow,
 )
 from lightning_vivit.tracing import tensors_in
+from lightning_vivit.writes import ParameterWriteError, WriteGuard
 
 
 @dataclass(frozen=True)
@@ -203,31 +206,29 @@ class Problem:
         Raises:
             ProblemError: The batch, the loss or the outputs are not supported.
         """
-        own = self.trainable()
-        wanted = list(own) if names is None else names
+        wanted = list(self.trainable()) if names is None else names
         sizes = leading_sizes(self._inputs)
         dtype = replay_dtype(self.model, self.dtype)
-        replays = self._step is not None
         with quiet_numerics(), ExitStack() as stack:
-            data = convert_batch(self._inputs, dtype)
             if self.in_eval:
                 stack.enter_context(eval_mode(self.model))
-            model = stack.enter_context(self._stand_in(session, dtype))
-            stack.enter_context(default_dtype_of(model, replays))
-            parameters = own if dtype is None else _trainable(model)
-            recorder = Recorder({name: parameters[name] for name in wanted}, data)
+            try:
+                ran = self._run(stack, session, wanted, dtype)
+            except ParameterWriteError:  # only to a copy of its own, from now on
+                _WRITERS.add(self.model)
+                ran = self._run(stack, session, wanted, dtype)
+            recorder, returned = ran
             loss, value = None, None
-            with self._attached(session, model), recorder.watch(model):
-                if self._step is not None:
-                    returned = run_training_step(model, data, self._step[1])  # type: ignore[arg-type]
-                else:
-                    outputs = _check_outputs(_forward(model, data))
             if self._step is not None:
                 loss, value = replayed_loss(returned, recorder.tape, type(self.model).__name__)
             elif self._loss is not None:
                 targets = convert_batch(self._targets, dtype)
-                loss, value = explicit_loss(recorder, self._loss, outputs, targets, self._reduction)
-            outputs = _check_outputs(outputs if loss is None else loss.outputs)
+                loss, value = explicit_loss(
+                    recorder, self._loss, returned, targets, self._reduction
+                )
+            outputs = check_outputs(returned if loss is None else loss.outputs)
+            if is_sequence_first(tensors_in(self._inputs), outputs.shape[0]):
+                sizes = (outputs.shape[0], *sizes)
             recorder.forget()
             total = None if value is None else value.sum()
             value = None if value is None else value.detach()
@@ -237,6 +238,45 @@ class Problem:
                     "for divergence (a smaller learning rate), or for NaN in the data."
                 )
             yield Recording(recorder.tape, outputs, sizes, loss, value, total, self.model)
+
+    def _run(
+        self,
+        stack: ExitStack,
+        session: BackpackSession | None,
+        wanted: list[str],
+        dtype: torch.dtype | None,
+    ) -> tuple[Recorder, Any]:
+        """The forward pass or the training step, recorded.
+
+        Args:
+            stack: Keeps what has to last as long as the recording.
+            session: Extends the module with BackPACK.
+            wanted: The parameters.
+            dtype: What the module is converted to.
+
+        Returns:
+            The recorder, and the outputs or what training_step returned.
+
+        Raises:
+            ParameterWriteError: It would have written to the parameters of the run.
+        """
+        if dtype is None and self.model in _WRITERS:
+            dtype = torch.float32  # at least: a copy that converts nothing
+        replays = self._step is not None
+        data = convert_batch(self._inputs, dtype)
+        with ExitStack() as attempt:
+            model = attempt.enter_context(self._stand_in(session, dtype))
+            attempt.enter_context(default_dtype_of(model, replays))
+            parameters = self.trainable() if dtype is None else _trainable(model)
+            guard = WriteGuard(model) if dtype is None else None
+            recorder = Recorder({name: parameters[name] for name in wanted}, data, guard)
+            with self._attached(session, model), recorder.watch(model):
+                if self._step is not None:
+                    returned = run_training_step(model, data, self._step[1])  # type: ignore[arg-type]
+                else:
+                    returned = check_outputs(forward(model, data))
+            stack.push(attempt.pop_all())
+        return recorder, returned
 
     def _stand_in(
         self, session: BackpackSession | None, dtype: torch.dtype | None
@@ -252,6 +292,10 @@ class Problem:
         self, session: BackpackSession | None, stand_in: nn.Module
     ) -> AbstractContextManager[None]:
         return nullcontext() if session is None else session.attach(stand_in, self.model)
+
+
+# Modules that write to their parameters while they run.
+_WRITERS: WeakSet[nn.Module] = WeakSet()
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -306,36 +350,3 @@ def leading_sizes(batch: Any) -> tuple[int, ...]:
             "check the data loader or the sample limit."
         )
     return sizes
-
-
-def _forward(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
-def _check_outputs(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise ProblemError(
-            f"The model returned {type(outputs).__name__}, expected one tensor [N, ...]. Wrap the "
-            "model in a module that returns the tensor to be differentiated."
-        )
-    if not outputs.is_floating_point():
-        raise ProblemError(
-            f"The outputs have dtype {outputs.dtype}, which has no derivative. Supported: "
-            "floating point outputs. Differentiate the logits instead of the predicted classes."
-        )
-    if outputs.ndim == 0:
-        raise ProblemError(
-            "The outputs are one number for the whole batch, expected one row for each sample, "
-            "[N, ...]. Return the outputs before they are reduced."
-        )
-    if not outputs.requires_grad:
-        raise ProblemError(
-            "The outputs do not depend on any trainable parameter (they need no gradient). Check "
-            "that the model does not detach them or run under no_grad, and that the asked for "
-            "parameters are used."
-        )
-    return outputs

@@ -21,7 +21,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
+from lightning_vivit.loss_records import RecordedLoss, versions
 from lightning_vivit.tracing import summary, tensors_in
+from lightning_vivit.writes import WriteGuard
 
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
@@ -102,17 +104,6 @@ class Call:
         return any(tensor.is_complex() for tensor in tensors_in([self.args, self.kwargs]))
 
 
-@dataclass(frozen=True)
-class RecordedLoss:
-    """One call of a loss function on outputs that need a gradient."""
-
-    name: str
-    outputs: Tensor
-    target: Any
-    options: dict[str, Any]
-    result: Tensor
-
-
 @dataclass
 class Tape:
     """What was recorded during one forward pass."""
@@ -133,14 +124,18 @@ class Recorder(TorchFunctionMode):
     the first operation that combines one with data is the call.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], data: Any) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], data: Any, guard: WriteGuard | None = None
+    ) -> None:
         """Prepare an empty tape.
 
         Args:
             parameters: The trainable parameters by name.
             data: The batch; tensors in it (nested) and all that is computed from them is data.
+            guard: Stops operations that would write to parameters.
         """
         super().__init__()
+        self._guard = guard
         self.tape = Tape(dict(parameters))
         self._sources = {id(parameter) for parameter in parameters.values()}
         self._tainted = {id(tensor): tensor for tensor in tensors_in(data)}
@@ -184,6 +179,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run one operation and note what it did."""
         kwargs = kwargs or {}
+        if self._guard is not None:
+            self._guard.check(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._run_open(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -303,9 +300,12 @@ class Recorder(TorchFunctionMode):
         if name == "custom":
             reduction = options.get("reduction", "mean")
             options = {"function": partial(func, **options), "reduction": reduction}
+        given = outputs
         if name == "nll_loss":
             outputs, options["traced"] = self._trace_logits(outputs)
-        return RecordedLoss(name, outputs, target, options, result)
+        seen = versions(given, outputs, target)
+        edge = get_gradient_edge(result)
+        return RecordedLoss(name, given, outputs, target, options, result.clone(), edge, seen)
 
     def _trace_logits(self, log_probabilities: Tensor) -> tuple[Tensor, bool]:
         """The logits behind log-probabilities, if log_softmax was seen over the class axis."""

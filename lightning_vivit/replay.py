@@ -109,9 +109,9 @@ def shadow(module: LightningModule, dtype: torch.dtype | None = None) -> Iterato
     except Exception as error:  # whatever a user's attribute raises on deepcopy
         if dtype is not None:
             raise ProblemError(
-                f"{type(module).__name__} cannot be copied ({error}), so it cannot be evaluated in "
-                f"{dtype} in place of its own precision. Make its attributes copyable, or give an "
-                "explicit Problem."
+                f"{type(module).__name__} cannot be copied ({error}), so it cannot be evaluated on "
+                f"parameters of its own (in {dtype}, or because it writes to its parameters). Make "
+                "its attributes copyable, or give an explicit Problem."
             ) from error
         with _in_place(module) as itself:
             yield itself

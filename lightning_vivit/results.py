@@ -239,7 +239,9 @@ class Evaluation:
             )
         coefficients = self._output_coefficients(values, vectors, samples)
         found = self._vector_jacobian(group, coefficients)
-        norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in found.values()]
+        norms = [
+            torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1) for part in found.values()
+        ]
         norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         for part in found.values():
             part.div_(norm.reshape(-1, *[1] * (part.ndim - 1)))

@@ -256,12 +256,8 @@ class Monitor(Callback):
                 monitor._session = session
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, lay out the dashboards, bring back a resumed run's last values."""
+        """Start the clock, bring back a resumed run's last values."""
         self._session.pacer.start()
-        if self._session.last is self:
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
-            lay_out(trainer, [chart for monitor in monitors for chart in monitor.charts()])
         set_callback_metrics(trainer, self._values)
 
     def on_train_batch_start(
@@ -276,6 +272,7 @@ class Monitor(Callback):
             if self._session.last is self:
                 with self._guarded():
                     self._log_cost(trainer)
+                self._lay_out_once(trainer)
         finally:
             if self._session.last is self:
                 self._session.end_step()
@@ -350,6 +347,14 @@ class Monitor(Callback):
             scalars = dict(zip(COST_KEYS, cost, strict=True))
             publish(trainer, Report(x_axis_step(trainer), self._session.ranks.first(scalars)))
             self._session.ranks.exchange()
+
+    def _lay_out_once(self, trainer: Trainer) -> None:
+        """Lay out the dashboards after the first monitored step, which tells what is known."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+        if not self._session.laid_out and any(monitor._looks for monitor in monitors):
+            self._session.laid_out = True
+            lay_out(trainer, [chart for monitor in monitors for chart in monitor.charts()])
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.callbacks.session import Found
 from lightning_vivit.evaluation import MatrixFreeEvaluation
 from lightning_vivit.figures import History, draw_layers, draw_spectra
-from lightning_vivit.loggers import Draw, Findings, Panel
+from lightning_vivit.loggers import Chart, Draw, Findings, Panel
 from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
 from lightning_vivit.metrics.functional import stability_ratio
 
@@ -65,7 +65,8 @@ class GGNSpectrumMonitor(Monitor):
     of the size of the parameters. Between monitored steps nothing.
 
     Without a Gram matrix (method="matrix_free", or where "auto" takes it) only the k leading
-    eigenvalues are known, so the effective rank and the histogram are left out, and there are:
+    eigenvalues are known: the figures show these, the effective rank and the histogram are left
+    out, and there are:
 
     - `ggn/trace`: an estimate (Hutch++), with its standard error `ggn/trace_error`.
     - `ggn/products`: matrix-vector products that this monitor's search took (0 if another monitor
@@ -94,7 +95,6 @@ class GGNSpectrumMonitor(Monitor):
     """
 
     section = "ggn"
-    panels: tuple[Panel, ...] = ()
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class GGNSpectrumMonitor(Monitor):
         self.choose_method(method, matrix, tol, microbatch)
         if matrix == "hessian":
             self.section = "hessian"
-        self.panels = _panels(matrix, whole=method != "matrix_free" and matrix == "ggn")
+        self._title = f"{'GGN' if matrix == 'ggn' else 'Hessian'} eigenvalues"
         self.overlap = overlap
         self._subspaces: dict[str, SubspaceOverlap] = {}
         self._rates: dict[str, tuple[float, float] | None] = {}
@@ -126,6 +126,15 @@ class GGNSpectrumMonitor(Monitor):
         """Forget the previous subspaces, and the steps of the figures."""
         self._subspaces = {}
         self._histories: dict[str, History] = {}
+        self._whole: bool | None = None  # whether the whole spectrum is known, once it was seen
+
+    def charts(self) -> list[Chart]:
+        """The charts of what is known: the whole spectrum, or its leading part."""
+        whole = self._whole
+        if whole is None:
+            whole = self.method != "matrix_free" and self.matrix == "ggn"
+        self.panels = _panels(self.matrix, whole)
+        return super().charts()
 
     def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
         """Note the learning rates."""
@@ -137,7 +146,9 @@ class GGNSpectrumMonitor(Monitor):
     def measure(self, evaluation: Found, group: str) -> Findings:
         """Spectrum, sharpness and overlap of one group."""
         if isinstance(evaluation, MatrixFreeEvaluation):
+            self._whole = False
             return self._measure_leading(evaluation, group)
+        self._whole = True
         subspace: dict[str, float | Tensor] = {}
         eigenvalues = evaluation.eigenvalues(group)
         k = self.limit_k(eigenvalues.numel())
@@ -155,15 +166,19 @@ class GGNSpectrumMonitor(Monitor):
             scalars["sharpness_lr"] = found["stability_ratio"]
             limits["sharpness_lr"] = 1.0
         histograms = {"eigenvalues_log10": eigenvalues[eigenvalues.numel() - determined :].log10()}
-        history = self._histories.setdefault(group, History())
-        history.add(self._step, eigenvalues)
         return Findings(
             {**scalars, **subspace},
             histograms,
-            figures={"spectrum": lambda: draw_spectra(history.entries(), "GGN eigenvalues")},
+            figures=self._spectrum(group, eigenvalues),
             arrays={"eigenvalues": eigenvalues},
             limits=limits,
         )
+
+    def _spectrum(self, group: str, eigenvalues: Tensor) -> dict[str, Draw]:
+        """The figure of the spectra so far, this step's included."""
+        history = self._histories.setdefault(group, History())
+        history.add(self._step, eigenvalues)
+        return {"spectrum": lambda: draw_spectra(history.entries(), self._title)}
 
     def overview(self) -> dict[str, Draw]:
         """The largest eigenvalues of several groups over the steps."""
@@ -174,8 +189,7 @@ class GGNSpectrumMonitor(Monitor):
         steps = sorted({step for found in entries.values() for step in found})
         nothing = torch.tensor([torch.nan])
         values = [[float(e.get(step, nothing).max()) for step in steps] for e in entries.values()]
-        title = "Largest GGN eigenvalues"
-        return draw_layers(list(entries), steps, np.array(values), title)
+        return draw_layers(list(entries), steps, np.array(values), f"Largest {self._title}")
 
     def _measure_leading(self, evaluation: MatrixFreeEvaluation, group: str) -> Findings:
         """What the leading eigenpairs tell, where there is no Gram matrix."""
@@ -196,7 +210,12 @@ class GGNSpectrumMonitor(Monitor):
             limits["sharpness_lr"] = 1.0
         if self.overlap and (self.matrix == "hessian" or evaluation.rank(group) >= k):
             scalars |= self._compare(evaluation, group, k)
-        return Findings(scalars, arrays={"eigenvalues": eigenvalues}, limits=limits)
+        return Findings(
+            scalars,
+            figures=self._spectrum(group, eigenvalues),
+            arrays={"eigenvalues": eigenvalues},
+            limits=limits,
+        )
 
     def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
         vectors = evaluation.eigenvectors(group, k)

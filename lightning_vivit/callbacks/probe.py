@@ -208,15 +208,33 @@ def _sampled_indices(sampler: Any) -> Any:
 
 
 def limit_samples(batch: Any, max_samples: int | None) -> Any:
-    """The first samples: every tensor whose first dimension is the batch size is sliced."""
+    """The first samples: every tensor whose first dimension is the batch size is sliced.
+
+    Raises:
+        OptionError: The shapes do not tell the samples from the positions of sequences.
+    """
     size = batch_size(batch)
     if max_samples is None or size is None or size <= max_samples:
         return batch
+    if _may_be_sequence_first(batch, size):
+        raise OptionError(
+            f"The samples of the batch ({describe(batch)}) may be on the first axis or, sequence "
+            f"first, on the second, so max_samples={max_samples} cannot be applied. Use "
+            "max_samples=None, or pass a smaller batch as probe."
+        )
 
     def limit(tensor: Tensor) -> Tensor:
         return tensor[:max_samples] if tensor.ndim > 0 and tensor.shape[0] == size else tensor
 
     return apply_to_collection(batch, Tensor, limit)
+
+
+def _may_be_sequence_first(batch: Any, size: int) -> bool:
+    """Whether a tensor [size, n, ...] meets as many tensors [n, ...] as [size, ...]."""
+    shapes = [tensor.shape for tensor in tensors(batch) if tensor.ndim > 0]
+    counts = Counter(shape[0] for shape in shapes)
+    second = {shape[1] for shape in shapes if shape[0] == size and len(shape) > 1} - {size}
+    return any(counts[other] == counts[size] for other in second)
 
 
 def clone_tensors(batch: Any) -> Any:

@@ -103,6 +103,7 @@ class Session:
         self.ranks = Ranks() if ranks is None else ranks
         self._kernel_keys = {request.key for request in kernel_requests}
         self.pacer = Pacer()
+        self.laid_out = False  # whether the dashboards have their charts
         self._probes: dict[tuple[Any, ...], Any] = {}
         self._results: dict[tuple[Any, ...], Found | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it

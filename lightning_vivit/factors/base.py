@@ -60,7 +60,7 @@ class Factor(ABC):
         Returns:
             [N, D, K].
         """
-        return self.rows() @ vectors.flatten(1).T
+        return self.rows() @ vectors.reshape(len(vectors), -1).T
 
 
 class Dense(Factor):

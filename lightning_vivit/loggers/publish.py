@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vivit.loggers.comet import CometWriter
@@ -75,7 +76,8 @@ def publish(trainer: Trainer, report: Report) -> None:
 
 def _tell_missing(trainer: Trainer, logger: Logger, missing: tuple[str, ...]) -> None:
     told = _told.setdefault(trainer, set())
-    if missing and type(logger) not in told:
+    silent = isinstance(logger, DummyLogger)  # of fast_dev_run, which writes nothing
+    if missing and not silent and type(logger) not in told:
         told.add(type(logger))
         rank_zero_info(
             f"{type(logger).__name__} gets the scalars of the monitors, but it shows no "

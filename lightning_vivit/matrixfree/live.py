@@ -37,7 +37,7 @@ class Space:
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Name -> [K, *shape] to [K, P]."""
-        return torch.cat([parts[name].flatten(1) for name in self.shapes], dim=1)
+        return torch.cat([parts[name].reshape(len(parts[name]), -1) for name in self.shapes], dim=1)
 
 
 @dataclass(frozen=True)

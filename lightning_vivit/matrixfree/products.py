@@ -116,6 +116,7 @@ class Products:
                         return False
                 if index == 0:
                     self._layout = locate(self._part(index), found)
+                    self._by_rows = self._layout.num_samples == found.outputs.shape[0]
                     self.targets = require_loss(found)[0].target if alone else None
                     options = require_loss(found)[0].options
                     self.ignore_index = int(options.get("ignore_index", -100))
@@ -342,7 +343,7 @@ class Products:
         call, total = require_loss(recording)
         start, stop = self._bounds[index]
         rows = recording.outputs.shape[0]
-        own = rows if self._layout.num_samples == rows else stop - start
+        own = rows if self._by_rows else stop - start
         layout = SampleLayout(own, self._layout.minor)
         linear = Linearization(recording.outputs, recording.tape.parameters)
         gradients: dict[str, Tensor] = {}

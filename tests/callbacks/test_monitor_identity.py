@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monitor_toys import Classifier, Delicate, NoisyDataset, RecordingLogger, loader, trainer
+from torch import Tensor
 
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
@@ -131,6 +135,55 @@ class Rude(Classifier):
 def test_a_step_that_changes_its_batch_is_not_disturbed(tmp_path: Path, data: str) -> None:
     plain = run(tmp_path, Rude(), [])
     watched = run(tmp_path, Rude(), monitors(data=data))
+    assert watched.pop("monitored")
+    plain.pop("monitored")
+    assert differences(plain, watched) == []
+
+
+def multiply(teacher: list[Tensor], student: list[Tensor]) -> None:
+    for old, new in zip(teacher, student, strict=True):
+        old.mul_(0.9).add_(new, alpha=0.1)
+
+
+def assign(teacher: list[Tensor], student: list[Tensor]) -> None:
+    for old, new in zip(teacher, student, strict=True):
+        old.data = 0.9 * old.data + 0.1 * new.data
+
+
+def write_through_data(teacher: list[Tensor], student: list[Tensor]) -> None:
+    for old, new in zip(teacher, student, strict=True):
+        old.data *= 0.9
+        old.data[:] += 0.1 * new.data
+
+
+def interpolate(teacher: list[Tensor], student: list[Tensor]) -> None:
+    torch._foreach_lerp_(teacher, student, 0.1)
+
+
+def clip(teacher: list[Tensor], student: list[Tensor]) -> None:
+    for new in student:
+        torch.clamp(new, -0.2, 0.2, out=new)
+
+
+class Teacher(Classifier):
+    """The step moves the weights of a teacher towards those of the network."""
+
+    def __init__(self, move: Callable[[list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+        self.move = move
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            self.move(list(self.teacher.parameters()), list(self.net.parameters()))
+            target = self.teacher(batch[0]).softmax(1)
+        return F.cross_entropy(self(batch[0]), target)
+
+
+@pytest.mark.parametrize("move", [multiply, assign, write_through_data, interpolate, clip])
+def test_a_step_that_writes_to_parameters_does_it_once(tmp_path: Path, move: Any) -> None:
+    plain = run(tmp_path, Teacher(move), [])
+    watched = run(tmp_path, Teacher(move), monitors(data="train"))
     assert watched.pop("monitored")
     plain.pop("monitored")
     assert differences(plain, watched) == []

@@ -216,6 +216,15 @@ def test_limit_slices_only_tensors_with_the_batch_axis() -> None:
     assert found["name"] == "a"
 
 
+def test_limit_refuses_to_cut_what_may_be_positions() -> None:
+    sequences, labels = torch.zeros(9, 20, 4), torch.zeros(20)
+    with pytest.raises(OptionError, match=r"sequence\s+first.*max_samples=8"):
+        limit_samples((sequences, labels), 8)
+    assert limit_samples((sequences, labels), 32)[0].shape == (9, 20, 4)
+    images, classes = limit_samples((torch.zeros(9, 20, 4), torch.zeros(9)), 8)
+    assert images.shape == (8, 20, 4) and classes.shape == (8,)
+
+
 def test_limit_reaches_into_dataclasses() -> None:
     @dataclass
     class Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -128,6 +129,20 @@ def test_the_hessian_has_charts_of_its_own(tmp_path):
     assert not unseen
     drawn = read(folder / "limits").Tags()["scalars"]
     assert {"ggn/sharpness_lr", "hessian/sharpness_lr"} <= set(drawn)
+
+
+def test_charts_follow_what_auto_takes(tmp_path, monkeypatch):
+    taken = SimpleNamespace(method="matrix_free")
+    monkeypatch.setattr("lightning_vivit.evaluation.choose_method", lambda *_: taken)
+    options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8}
+    folder = fit(tmp_path, GGNSpectrumMonitor(**options, on_error="raise"))
+    (written,) = written_layouts(folder)
+    tags = ours(read(folder).Tags()["scalars"])
+    titles = {title for _, title in patterns(written)}
+    assert "Effective rank of the GGN" not in titles
+    assert "Matrix-vector products of a search" in titles
+    for (_, title), expressions in patterns(written).items():
+        assert any(re.match(e, tag) for e in expressions for tag in tags), title
 
 
 def test_categories_and_order(tmp_path):

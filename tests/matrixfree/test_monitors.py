@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from monitor_toys import Classifier, loader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -109,6 +110,22 @@ def test_hessian_of_the_loss(tmp_path):
     values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))
     assert found["hessian/eigenvalue_1"] == pytest.approx(float(values[-1]), rel=1e-4)
     assert found["hessian/eigenvalue_2"] == pytest.approx(float(values[-2]), rel=1e-4)
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "hessian"])
+def test_pictures_of_the_leading_eigenvalues(tmp_path, matrix):
+    monitor = GGNSpectrumMonitor(
+        k=2, every_n_steps=2, method="matrix_free", matrix=matrix, param_groups="layer"
+    )
+    pl.seed_everything(0)
+    logger = TensorBoardLogger(tmp_path)
+    options = {"enable_checkpointing": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_steps=3, logger=logger, callbacks=[monitor], **options)
+    trainer.fit(Classifier(), loader())
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    pictures = {f"{matrix}/{name}" for name in ("net.0/spectrum", "net.2/spectrum", "layers")}
+    assert set(events.Tags()["images"]) == pictures
 
 
 def test_microbatches_in_a_run(tmp_path):

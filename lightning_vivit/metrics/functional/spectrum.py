@@ -130,7 +130,9 @@ def flatten_directions(directions: Tensor | Mapping[str, Tensor]) -> Tensor:
                 "the same K for all parameters",
                 do,
             )
-        directions = torch.cat([directions[name].flatten(1) for name in names], dim=1)
+        directions = torch.cat(
+            [directions[name].reshape(len(directions[name]), -1) for name in names], dim=1
+        )
     matrix = floats("directions", directions, "[K, P] or name -> [K, *shape]", (2,))
     norms = torch.linalg.vector_norm(
         matrix, dim=1, dtype=torch.promote_types(matrix.dtype, torch.float32)
