@@ -12,6 +12,8 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 
 SIZES = 8  # canvases that are kept
 USES = 50  # drawings on one canvas: matplotlib remembers the texts that it measured for it
-
-# Each axis asks for a path with this part, and pathlib interns parts. As long as somebody holds it
-# the interpreter's table of such strings does not fill up with it.
-_PART_OF_A_PATH = sys.intern("cmr10.ttf")
 
 _Size = tuple[int, int, float]  # width and height in pixels, dots per inch
 
@@ -55,6 +53,18 @@ class Canvases:
 _CANVASES = Canvases()
 
 
+@cache
+def _keep_names() -> tuple[str, ...]:
+    """Each axis asks for this file, and pathlib interns the parts of its path.
+
+    Parts that nothing holds leave holes in the interpreter's table of interned strings, which grows
+    by megabytes when it is full of them.
+    """
+    import matplotlib
+
+    return Path(matplotlib.get_data_path(), "fonts/ttf/cmr10.ttf").parts
+
+
 def to_pixels(figure: Figure) -> np.ndarray:
     """Draw a figure and empty it.
 
@@ -81,6 +91,7 @@ def draw_pixels(draw: Callable[[], Figure]) -> np.ndarray:
     Returns:
         [height, width, 3] of uint8.
     """
+    _keep_names()
     with _collecting():
         return _draw_and_close(draw)
 
