@@ -4,11 +4,11 @@ They are figures of matplotlib with a canvas of their own, so the user's backend
 stay as they are, and drawing in a thread is safe.
 """
 
+from lightning_vivit.figures.canvas import draw_pixels, to_pixels
 from lightning_vivit.figures.directions import draw_directions
 from lightning_vivit.figures.history import History
 from lightning_vivit.figures.kernel import draw_kernel
 from lightning_vivit.figures.layers import draw_layers
-from lightning_vivit.figures.render import to_pixels
 from lightning_vivit.figures.spectrum import draw_spectra
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "draw_directions",
     "draw_kernel",
     "draw_layers",
+    "draw_pixels",
     "draw_spectra",
     "to_pixels",
 ]

@@ -1,10 +1,8 @@
-"""Figures without pyplot: how all of them look, and their pixels."""
+"""Figures without pyplot: how all of them look."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,23 +64,3 @@ def add_colour_bar(figure: Figure, shown: Any, axes: Axes, label: str) -> Any:
     bar.ax.tick_params(labelsize=SMALL, colors=INK, labelcolor=INK, which="both")
     bar.outline.set_visible(False)
     return bar
-
-
-def to_pixels(figure: Figure) -> np.ndarray:
-    """Draw a figure and close it.
-
-    Args:
-        figure: Any figure; one without an Agg canvas gets one. It is empty afterwards.
-
-    Returns:
-        [height, width, 3] of uint8.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = figure.canvas
-    if not isinstance(canvas, FigureCanvasAgg):
-        canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    figure.clear()
-    return pixels

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_vivit.figures.canvas import draw_pixels
 from lightning_vivit.loggers.report import Draw
 
 
@@ -34,19 +32,6 @@ def binned(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(values, bins=bins, range=(low, high))
 
 
-def png(draw: Draw) -> bytes:
-    """Draw a figure, close it, and return it as a PNG file."""
-    figure = draw()
-    buffer = io.BytesIO()
-    try:
-        figure.savefig(buffer, format="png")
-    finally:
-        pyplot = sys.modules.get("matplotlib.pyplot")
-        if pyplot is not None:  # a figure made without pyplot needs no closing
-            pyplot.close(figure)
-    return buffer.getvalue()
-
-
 def image(draw: Draw) -> Image.Image:
     """Draw a figure, close it, and return it as an RGB image."""
-    return Image.open(io.BytesIO(png(draw))).convert("RGB")
+    return Image.fromarray(draw_pixels(draw))

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_vivit.figures.render import to_pixels
+from lightning_vivit.figures.canvas import draw_pixels
 from lightning_vivit.loggers.dashboard import Chart, layout
 from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.writer import LogWriter
@@ -54,7 +54,7 @@ class TensorBoardWriter(LogWriter):
         for name, draw in report.figures.items():
             self.logger.experiment.add_image(
                 self._with_prefix(name),
-                to_pixels(draw()),
+                draw_pixels(draw),
                 global_step=report.step,
                 dataformats="HWC",
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +15,17 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_vivit.metrics.functional.checks import refusal
 from lightning_vivit.metrics.plotting import plot_panels
+
+
+@cache
+def state_names(name: str) -> tuple[str, str]:
+    """The states of a statistic: its sum and its number of updates.
+
+    Python interns names of attributes, and a name that dies with its metric leaves a hole in that
+    table, which grows by megabytes when it is full of them. The monitors make metrics at each
+    monitored step, so the names are kept.
+    """
+    return sys.intern(f"{name}_total"), sys.intern(f"{name}_count")
 
 
 class Diagnostic(Metric):
@@ -96,8 +109,9 @@ class MeanOfUpdates(Diagnostic):
         super().__init__(**kwargs)
         for name in (*self.required, *self.optional):
             zero = torch.zeros((), dtype=torch.float64)
-            self.add_state(f"{name}_total", zero, dist_reduce_fx="sum")
-            self.add_state(f"{name}_count", zero.clone(), dist_reduce_fx="sum")
+            total, count = state_names(name)
+            self.add_state(total, zero, dist_reduce_fx="sum")
+            self.add_state(count, zero.clone(), dist_reduce_fx="sum")
 
     def compute(self) -> dict[str, Tensor]:
         """Means over the updates since the last reset, and over all processes.
