@@ -16,7 +16,13 @@ from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.gram import add_kernels
-from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
+from lightning_vivit.memory import (
+    Pass,
+    default_budget,
+    kernel_bytes,
+    plan_passes,
+    reuse_freed_memory,
+)
 from lightning_vivit.plan import Plan
 from lightning_vivit.recording import Tape
 
@@ -89,6 +95,8 @@ def compute_kernels(
     """
     if mode not in MODES:
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+    if task.outputs.device.type == "cpu":
+        reuse_freed_memory()
     budget = default_budget(task.outputs.device) if max_memory is None else max_memory
     for attempt in range(_RETRIES):
         try:

@@ -84,12 +84,10 @@ class Plan:
             self.room -= formed.size
             order, memory = "rows, kept", formed.size
         else:
-            result = contract(
-                first, second, mode, None if order == "dense" else order, self.entries
-            )
-            memory = sum(
-                t.numel() * t.element_size() for t in vars(first).values() if _is_tensor(t)
-            )
+            chosen = None if order == "dense" else order
+            result = contract(first, second, mode, chosen, self.entries)
+            tensors = [value for value in vars(first).values() if isinstance(value, Tensor)]
+            memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         measured = time.perf_counter() - start
         self.rows.append(PlanRow(names, order, shape, cost, measured, memory))
         return result
@@ -101,7 +99,7 @@ class Plan:
         n, d = first.columns.shape[:2]
         size = n * d * first.shape.numel() * first.columns.element_size()
         on_cpu = first.columns.device.type == "cpu"
-        return on_cpu and size <= self.room and worth_keeping(Size.of(first, second, mode))
+        return on_cpu and size <= self.room and worth_keeping(Size.of(first, first, mode))
 
     def with_kept_rows(self, factors: Mapping[str, Factor]) -> dict[str, Factor]:
         """Factors with the rows that were kept in place of their columns, which can be freed.
@@ -169,10 +167,6 @@ def _predict(first: Factor, second: Factor, mode: str) -> tuple[str, float, str]
     columns = first.num_columns * (second.num_columns if mode == "full" else 1)
     entries = torch.Size(first.shape).numel()
     return "dense", rows_cost(n * m * columns, entries), f"{entries} entries"
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _tensor(factor: Factor) -> Tensor:

@@ -21,7 +21,7 @@ from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
-_ROWS = 128  # of a product that reaches the processor's speed
+_ROWS = 96  # of a product that reaches the processor's speed
 _GATHERED_ENTRIES = 1 << 22  # of the columns that are gathered at one operation (16 MB in float32)
 
 
