@@ -66,11 +66,15 @@ class KernelTask:
     groups: Mapping[str, Sequence[str]]
     session: BackpackSession | None = None
 
-    def factors(self, names: Sequence[str], columns: Tensor) -> dict[str, Factor]:
+    def factors(
+        self, names: Sequence[str], columns: Tensor, gathers: bool = False
+    ) -> dict[str, Factor]:
         """Factors of some parameters for some columns."""
         if self.session is not None:
             return self.session.factors(self.tape, self.outputs, self.axis, columns, names)
-        return jacobian_factors(self.tape, self.outputs, self.axis, self.structure, columns, names)
+        return jacobian_factors(
+            self.tape, self.outputs, self.axis, self.structure, columns, names, gathers
+        )
 
 
 def compute_kernels(
@@ -131,7 +135,7 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
         plan.room = max(0, budget - fixed - sum(part.size for part in passes))
     for part in passes:
         if part.blocks == 1:
-            factors = plan.sweep(partial(task.factors, part.names, task.columns))
+            factors = plan.sweep(partial(task.factors, part.names, task.columns, part.gathers))
             for group, members in task.groups.items():
                 wanted = [name for name in members if name in part.names]
                 block = add_kernels(plan, factors, factors, wanted, mode, split)

@@ -48,7 +48,7 @@ def jacobian_factors(
     structure: Structure,
     columns: Tensor,
     names: Sequence[str] | None = None,
-    gathers: bool = True,
+    gathers: bool = False,
 ) -> dict[str, Factor]:
     """Factors of all parameters for given columns.
 
@@ -78,7 +78,7 @@ def structured_factors(
     structure: Structure,
     columns: Tensor,
     names: Sequence[str],
-    gathers: bool = True,
+    gathers: bool = False,
 ) -> dict[str, Factor]:
     """Factors of the parameters that rules or single operations cover.
 

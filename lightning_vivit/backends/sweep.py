@@ -54,7 +54,7 @@ class Collector:
         axes: Sequence[SampleAxis | None],
         sources: frozenset[int],
         num_columns: int,
-        gathers: bool = True,
+        gathers: bool = False,
     ) -> None:
         """Prepare for columns.
 
@@ -141,9 +141,10 @@ class Collector:
         found = None if part is None else self._apply(part.unsqueeze(1))
         if part is None or found is None or not all(_prefers_rows(factor) for _, factor in found):
             return None
-        outputs = [f.columns.shape[3] for _, f in found if isinstance(f, OuterProduct)]
-        if outputs and self._gathers:
-            self._group = gathered_columns(self._depth, min(outputs), part.numel())
+        weights = [f for _, f in found if isinstance(f, OuterProduct)]
+        if weights and self._gathers:
+            outputs = min(weight.columns.shape[2:4].numel() for weight in weights)
+            self._group = gathered_columns(self._depth, outputs, part.numel())
         n, d = part.shape[0], self._depth
         return {
             id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
