@@ -145,6 +145,8 @@ class Collector:
         if weights and self._gathers:
             outputs = min(weight.columns.shape[2:4].numel() for weight in weights)
             self._group = gathered_columns(self._depth, outputs, part.numel())
+            if self._group > 1:
+                self._cache.clear()
         n, d = part.shape[0], self._depth
         return {
             id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
@@ -168,6 +170,8 @@ class Collector:
         for tensor, factor in found:
             factor.write_rows(self._rows[id(tensor)][1][:, self._done : place + 1])
         self._done = place + 1
+        if self._group > 1:
+            self._cache.clear()  # made again for the next columns, in memory that was used before
 
 
 def sweep(
