@@ -16,7 +16,13 @@ from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.gram import add_kernels
-from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
+from lightning_vivit.memory import (
+    Pass,
+    default_budget,
+    kernel_bytes,
+    plan_passes,
+    reuse_freed_memory,
+)
 from lightning_vivit.plan import Plan
 from lightning_vivit.recording import Tape
 
@@ -60,11 +66,15 @@ class KernelTask:
     groups: Mapping[str, Sequence[str]]
     session: BackpackSession | None = None
 
-    def factors(self, names: Sequence[str], columns: Tensor) -> dict[str, Factor]:
+    def factors(
+        self, names: Sequence[str], columns: Tensor, gathers: bool = False
+    ) -> dict[str, Factor]:
         """Factors of some parameters for some columns."""
         if self.session is not None:
             return self.session.factors(self.tape, self.outputs, self.axis, columns, names)
-        return jacobian_factors(self.tape, self.outputs, self.axis, self.structure, columns, names)
+        return jacobian_factors(
+            self.tape, self.outputs, self.axis, self.structure, columns, names, gathers
+        )
 
 
 def compute_kernels(
@@ -89,6 +99,8 @@ def compute_kernels(
     """
     if mode not in MODES:
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
+    if task.outputs.device.type == "cpu":
+        reuse_freed_memory()
     budget = default_budget(task.outputs.device) if max_memory is None else max_memory
     for attempt in range(_RETRIES):
         try:
@@ -119,16 +131,18 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
     plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * itemsize))))
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None
+    if kept is not None and task.session is None:
+        plan.room = max(0, budget - fixed - sum(part.size for part in passes))
     for part in passes:
         if part.blocks == 1:
-            factors = plan.sweep(partial(task.factors, part.names, task.columns))
+            factors = plan.sweep(partial(task.factors, part.names, task.columns, part.gathers))
             for group, members in task.groups.items():
                 wanted = [name for name in members if name in part.names]
                 block = add_kernels(plan, factors, factors, wanted, mode, split)
                 if block is not None:
                     totals[group] = totals[group].add_(block) if group in totals else block
             if kept is not None:
-                kept.update(factors)
+                kept.update(plan.with_kept_rows(factors))
         else:
             _add_by_blocks(task, part, mode, split, plan, totals)
     for group, members in task.groups.items():

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_vivit.backends.autograd import Structure
+from lightning_vivit.backends.sweep import gathered_columns
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
+_REUSED = (32 << 20) - (64 << 10)  # bytes; glibc's malloc adapts to freed blocks up to 32 MiB
 _COPIES = 2.5  # columns, a reordered copy of one layer's, and its gradients
 
 
@@ -26,11 +29,13 @@ class Pass:
         names: Parameters whose factors are formed.
         blocks: Number of column blocks; with more than one, pairs of blocks are formed in turn.
         size: Predicted bytes.
+        gathers: Whether there is memory to gather columns before rows are formed.
     """
 
     names: tuple[str, ...]
     blocks: int
     size: int
+    gathers: bool = False
 
 
 def free_memory(device: torch.device) -> int:
@@ -55,6 +60,18 @@ def free_memory(device: torch.device) -> int:
 def default_budget(device: torch.device) -> int:
     """Half of the free memory."""
     return int(free_memory(device) * _FRACTION)
+
+
+@cache
+def reuse_freed_memory() -> None:
+    """Let malloc give freed memory to the next tensor instead of back to the system.
+
+    Fresh memory costs a page fault for each 4 KiB, which is more than most operations on it. The
+    malloc of glibc reuses blocks up to the size of the largest one that was freed so far, at most
+    32 MiB, and keeps twice as much at its top; so one such block is allocated and freed, without
+    being touched. Done once in a process; where malloc works otherwise it does nothing.
+    """
+    torch.empty(_REUSED, dtype=torch.uint8)
 
 
 def kernel_bytes(num_samples: int, num_columns: int, mode: str, itemsize: int, groups: int) -> int:
@@ -93,11 +110,16 @@ def plan_passes(
         ProblemError: Even one column at a time does not fit; the message says what would.
     """
     room = budget - fixed
-    bundles = _bundles(tape, structure, names, num_samples)
+    bundles = _bundles(tape, structure, names, num_samples, num_columns)
     sizes = {
         bundle: (int(_COPIES * itemsize * num_columns * columns), itemsize * patches)
-        for bundle, (columns, patches) in bundles.items()
+        for bundle, (columns, patches, _) in bundles.items()
     }
+    whole = sum(columns + patches for columns, patches in sizes.values())
+    whole += itemsize * sum(gathered for _, _, gathered in bundles.values())
+    if sizes and whole <= room:
+        every = tuple(name for bundle in sizes for name in bundle)
+        return [Pass(every, 1, whole, gathers=True)]
     needs = [2 * columns // num_columns + patches for columns, patches in sizes.values()]
     smallest = max(needs, default=0)
     if room < smallest:
@@ -123,9 +145,9 @@ def plan_passes(
 
 
 def _bundles(
-    tape: Tape, structure: Structure, names: Sequence[str], num_samples: int
-) -> Mapping[tuple[str, ...], tuple[int, int]]:
-    """Parameters that must be formed together, with the entries of a column and of all patches."""
+    tape: Tape, structure: Structure, names: Sequence[str], num_samples: int, num_columns: int
+) -> Mapping[tuple[str, ...], tuple[int, int, int]]:
+    """Parameters that must be formed together, with entries: of a column, patches, gathered."""
     owner = {name: name for name in names}
 
     def root(name: str) -> str:
@@ -137,6 +159,7 @@ def _bundles(
     derived = [name for name in names if _only_derived(tape, name, known)]
     entries: dict[str, int] = dict.fromkeys(names, 0)
     patches: dict[str, int] = dict.fromkeys(names, 0)
+    gathered: dict[str, int] = dict.fromkeys(names, 0)
     for call, usable in zip(tape.calls, structure.usable, strict=True):
         inputs = [*tensors_in(call.args), *tensors_in(call.kwargs)]
         users = [known[id(tensor)] for tensor in inputs if id(tensor) in known]
@@ -153,6 +176,11 @@ def _bundles(
         rows = num_samples * sum(tape.parameters[name].numel() for name in users)
         entries[first] += min(columns, rows)  # the smaller of the two is kept
         patches[first] += of_inputs
+        weights = [tape.parameters[name].shape for name in users]
+        outputs = [min(shape[:2]) for shape in weights if len(shape) > 1]
+        if rows < columns and outputs:
+            count = gathered_columns(num_columns, max(1, min(outputs)), columns)
+            gathered[first] += columns * count
     for name in structure.dense:
         if name in entries:
             entries[name] += num_samples * tape.parameters[name].numel()
@@ -163,6 +191,7 @@ def _bundles(
         tuple(members): (
             sum(entries[name] for name in members),
             sum(patches[name] for name in members),
+            sum(gathered[name] for name in members),
         )
         for members in found.values()
     }

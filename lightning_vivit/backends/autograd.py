@@ -48,6 +48,7 @@ def jacobian_factors(
     structure: Structure,
     columns: Tensor,
     names: Sequence[str] | None = None,
+    gathers: bool = False,
 ) -> dict[str, Factor]:
     """Factors of all parameters for given columns.
 
@@ -58,6 +59,7 @@ def jacobian_factors(
         structure: The proved structure.
         columns: [D, *outputs shape].
         names: Restrict the work to these parameters.
+        gathers: Whether there is memory to gather columns, see `Collector`.
 
     Returns:
         Parameter name -> factor; parameters that do not influence the outputs are left out.
@@ -65,13 +67,18 @@ def jacobian_factors(
     wanted = [name for name in (names or tape.parameters) if name not in structure.unused]
     dense = [name for name in wanted if name in structure.dense]
     structured = [name for name in wanted if name not in structure.dense]
-    factors = structured_factors(tape, outputs, structure, columns, structured)
+    factors = structured_factors(tape, outputs, structure, columns, structured, gathers)
     factors.update(_graph_rows(tape, outputs, axis, columns, dense))
     return {name: factors[name] for name in wanted if name in factors}
 
 
 def structured_factors(
-    tape: Tape, outputs: Tensor, structure: Structure, columns: Tensor, names: Sequence[str]
+    tape: Tape,
+    outputs: Tensor,
+    structure: Structure,
+    columns: Tensor,
+    names: Sequence[str],
+    gathers: bool = False,
 ) -> dict[str, Factor]:
     """Factors of the parameters that rules or single operations cover.
 
@@ -81,6 +88,7 @@ def structured_factors(
         structure: Where the samples are in each call.
         columns: [D, *outputs shape].
         names: Restrict the work to these parameters.
+        gathers: Whether there is memory to gather columns, see `Collector`.
 
     Returns:
         Parameter name -> factor.
@@ -99,7 +107,8 @@ def structured_factors(
             for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
             if id(tensor) in targets or id(tensor) in tape.derived
         )
-        collectors.append(Collector(call, structure.axes[index], sources, columns.shape[0]))
+        axes = structure.axes[index]
+        collectors.append(Collector(call, axes, sources, columns.shape[0], gathers))
     sweep(outputs, edges, columns, collectors)
     uses: dict[str, list[Factor]] = {name: [] for name in names}
     derived: dict[int, tuple[Tensor, list[Factor]]] = {}

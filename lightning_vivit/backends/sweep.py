@@ -3,7 +3,8 @@
 On a CPU one column at a time is as fast as a batch of them or faster, because convolutions cannot
 be batched over columns there. Its operations are then reduced as the columns arrive: a scale, a
 shift, or a weight with fewer inputs than positions keeps its rows instead of its columns, which
-are larger. On an accelerator all columns go in one batch.
+are larger. Where a column has few outputs, some columns are gathered first, because products of
+few rows are slow. On an accelerator all columns go in one batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,24 @@ from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
+_ROWS = 96  # of a product that reaches the processor's speed
+_GATHERED_ENTRIES = 1 << 22  # of the columns that are gathered at one operation (16 MB in float32)
+
+
+def gathered_columns(num_columns: int, outputs: int, entries: int) -> int:
+    """How many columns are gathered at an operation before rows are formed of them.
+
+    Args:
+        num_columns: D.
+        outputs: A, the rows of a weight's gradient that one column gives.
+        entries: Of one column at the operation's output.
+
+    Returns:
+        1 if nothing is gathered.
+    """
+    wanted = min(num_columns, -(-_ROWS // outputs), max(1, _GATHERED_ENTRIES // max(1, entries)))
+    return -(-num_columns // -(-num_columns // wanted))  # groups of nearly equal size
+
 
 class Collector:
     """Takes the columns that arrive at one operation's outputs.
@@ -35,6 +54,7 @@ class Collector:
         axes: Sequence[SampleAxis | None],
         sources: frozenset[int],
         num_columns: int,
+        gathers: bool = False,
     ) -> None:
         """Prepare for columns.
 
@@ -43,6 +63,7 @@ class Collector:
             axes: For each output, where the samples are; None where no gradient arrives.
             sources: ids of the tensors for which factors are wanted.
             num_columns: D.
+            gathers: Whether there is memory to gather columns before rows are formed.
         """
         self.call = call
         self.axes = list(axes)
@@ -52,6 +73,10 @@ class Collector:
         self._cache: dict[str, Tensor] = {}
         self._buffers: list[Tensor | None] = [None] * len(self.axes)
         self._rows: dict[int, tuple[Tensor, Tensor]] | None = None  # id -> tensor, [N, D, P]
+        self._gathers = gathers
+        self._group = 1  # columns of which rows are formed together
+        self._gathered: Tensor | None = None  # [N, group, *shape]
+        self._done = 0  # columns whose rows are there
 
     def add(self, place: int, parts: Sequence[Tensor | None]) -> None:
         """Take one column.
@@ -67,10 +92,7 @@ class Collector:
         if place == 0:
             self._rows = self._start_rows(split[0])
         if self._rows is not None and split[0] is not None:
-            found = self._apply(split[0].unsqueeze(1))
-            assert found is not None
-            for tensor, factor in found:
-                self._rows[id(tensor)][1][:, place] = factor.rows()[:, 0]
+            self._add_rows(place, split[0])
             return
         for index, part in enumerate(split):
             if part is None:
@@ -94,6 +116,7 @@ class Collector:
 
     def finish(self) -> list[tuple[Tensor, Factor]]:
         """The factors of the operation's parameters."""
+        self._gathered = None
         if self._rows is not None:
             return [(tensor, Dense(rows, tensor.shape)) for tensor, rows in self._rows.values()]
         if all(buffer is None for buffer in self._buffers):
@@ -116,14 +139,39 @@ class Collector:
     def _start_rows(self, part: Tensor | None) -> dict[int, tuple[Tensor, Tensor]] | None:
         """Memory for rows, if keeping them is better than keeping the columns."""
         found = None if part is None else self._apply(part.unsqueeze(1))
-        if found is None or not all(_prefers_rows(factor) for _, factor in found):
+        if part is None or found is None or not all(_prefers_rows(factor) for _, factor in found):
             return None
-        rows = {}
+        weights = [f for _, f in found if isinstance(f, OuterProduct)]
+        if weights and self._gathers:
+            outputs = min(weight.columns.shape[2:4].numel() for weight in weights)
+            self._group = gathered_columns(self._depth, outputs, part.numel())
+            if self._group > 1:
+                self._cache.clear()
+        n, d = part.shape[0], self._depth
+        return {
+            id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
+            for tensor, factor in found
+        }
+
+    def _add_rows(self, place: int, part: Tensor) -> None:
+        """Form the rows of one column, or of some as soon as they are there."""
+        assert self._rows is not None
+        columns = part.unsqueeze(1)
+        if self._group > 1:
+            if self._gathered is None:
+                self._gathered = part.new_empty(part.shape[0], self._group, *part.shape[1:])
+            count = place + 1 - self._done
+            self._gathered[:, count - 1] = part
+            if count < self._group and place + 1 < self._depth:
+                return
+            columns = self._gathered[:, :count]
+        found = self._apply(columns)
+        assert found is not None
         for tensor, factor in found:
-            first = factor.rows()
-            memory = first.new_empty(first.shape[0], self._depth, first.shape[2])
-            rows[id(tensor)] = (tensor, memory)
-        return rows
+            factor.write_rows(self._rows[id(tensor)][1][:, self._done : place + 1])
+        self._done = place + 1
+        if self._group > 1:
+            self._cache.clear()  # made again for the next columns, in memory that was used before
 
 
 def sweep(

@@ -40,6 +40,14 @@ class Factor(ABC):
     def rows(self) -> Tensor:
         """All rows, [N, D, P] in the parameter's memory order."""
 
+    def write_rows(self, out: Tensor) -> None:
+        """Write all rows to memory that is there.
+
+        Args:
+            out: [N, D, P], each sample's rows contiguous.
+        """
+        out.copy_(self.rows())
+
     @abstractmethod
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights.

@@ -14,9 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_vivit.factors.formed import RowBlock
 from lightning_vivit.factors.outer import OuterProduct
 
 CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)
+_REUSED_ENTRIES = 1 << 22  # of them on a CPU: blocks that malloc gives again without page faults
+_CACHED_ENTRIES = 1 << 19  # of a product that is used at once, on a CPU (2 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
 _WIDTH = 256  # columns of a product of input kernels
 
@@ -61,23 +64,35 @@ def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
 
 
 def by_rows(
-    first: OuterProduct, second: OuterProduct, mode: str, entries: int = CHUNK_ENTRIES
+    first: OuterProduct,
+    second: OuterProduct,
+    mode: str,
+    entries: int = CHUNK_ENTRIES,
+    kept: list[RowBlock] | None = None,
 ) -> Tensor:
     """Jacobian rows of a few outputs at a time, multiplied.
 
-    Best for many positions and small weights (early convolutions).
+    Best for many positions and small weights (early convolutions). The rows of `first` are
+    appended to `kept`, if given.
     """
     n, c, groups, a, _ = first.columns.shape
     m, d = second.columns.shape[:2]
     b = first.inputs.shape[2]
+    if first.columns.device.type == "cpu":
+        entries = min(entries, _REUSED_ENTRIES)
     step = max(1, min(a, entries // max(1, n * c * b)))
-    workspace = first.columns.new_empty(n * c * step * b)
+    step = -(-a // -(-a // step))  # blocks of nearly equal size
+    workspace = first.columns.new_empty(n * c * step * b if kept is None else 0)
     spare = workspace if first is second else first.columns.new_empty(m * d * step * b)
     total: Tensor | None = None
     for group in range(groups):
         for start in range(0, a, step):
             stop = min(a, start + step)
+            if kept is not None:
+                workspace = workspace.new_empty(n * c * (stop - start) * b)
             left = _some_rows(first, group, start, stop, workspace)
+            if kept is not None:
+                kept.append(RowBlock(group, start, left))
             right = left if first is second else _some_rows(second, group, start, stop, spare)
             part = multiply_rows(left, right, mode)
             total = part if total is None else total.add_(part)
@@ -105,6 +120,10 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     kernels = inputs.new_empty(0)
     shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
+    span = n  # samples at a time, so that their partial product is still in the cache
+    if first.columns.device.type == "cpu":
+        span = max(1, min(n, _CACHED_ENTRIES // (groups * c * a * length)))
+    workspace = side.new_empty(span * groups, c * a, length)
     for index in range(m):
         start = index if symmetric else 0
         count = n - start
@@ -115,31 +134,45 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
             if first.offset:
                 kernels += first.offset
         kernel = kernels[:, kernels.shape[1] - count :, :, index % block_size]  # [G, n, L, L]
-        partial = torch.bmm(
-            side[start:].flatten(0, 1), kernel.transpose(0, 1).reshape(-1, length, length)
-        )
-        partial = partial.reshape(count, groups, c, a * length)
+        kernel = kernel.transpose(0, 1).reshape(count, groups, length, length)
         columns = second.columns[index].transpose(0, 1).reshape(groups, d, a * length)
-        if mode == "trace":
-            block = partial.reshape(count, -1) @ columns.reshape(-1)
-            total[start:, index] = block
-            if symmetric:
-                total[index, start:] = block
-        elif mode == "diagonal":
-            block = torch.einsum("ngdx,gdx->nd", partial, columns)
-            total[start:, index] = block
-            if symmetric:
-                total[index, start:] = block
-        else:
-            if groups == 1:
-                block = partial.reshape(count * c, -1) @ columns[0].T
-            else:
-                left = partial.transpose(0, 1).reshape(groups, count * c, a * length)
-                block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
-            total[start:, :, index] = block.reshape(count, c, d)
-            if symmetric:
-                total[index, :, start:] = block.reshape(count, c, d).permute(2, 0, 1)
+        for low in range(start, n, span):
+            high = min(n, low + span)
+            partial = workspace[: (high - low) * groups]
+            some = kernel[low - start : high - start].flatten(0, 1)
+            torch.bmm(side[low:high].flatten(0, 1), some, out=partial)
+            _add_columns(partial, columns, mode, total[low:high], index)
+        if symmetric and mode == "full":
+            total[index, :, start + 1 :] = total[start + 1 :, :, index].permute(2, 0, 1)
+        elif symmetric:
+            total[index, start + 1 :] = total[start + 1 :, index]
     return total
+
+
+def _add_columns(partial: Tensor, columns: Tensor, mode: str, total: Tensor, index: int) -> None:
+    """Write the products of some samples' partial sums with the columns of one sample.
+
+    Args:
+        partial: [n*G, C*A, L].
+        columns: [G, D, A*L].
+        mode: ``full``, ``trace`` or ``diagonal``.
+        total: [n, C, M, D], [n, M] or [n, M, D].
+        index: The place in M.
+    """
+    groups, d, width = columns.shape
+    n = total.shape[0]
+    partial = partial.reshape(n, groups, -1, width)  # [n, G, C, A*L]
+    if mode == "trace":
+        total[:, index] = partial.reshape(n, -1) @ columns.reshape(-1)
+    elif mode == "diagonal":
+        total[:, index] = torch.einsum("ngdx,gdx->nd", partial, columns)
+    elif groups == 1:  # few rows times many columns is the faster way round
+        block = columns[0] @ partial.reshape(-1, width).T  # [D, n*C]
+        total[:, :, index] = block.reshape(d, n, -1).permute(1, 2, 0)
+    else:
+        left = partial.transpose(0, 1).reshape(groups, -1, width)
+        block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
+        total[:, :, index] = block.reshape(n, -1, d)
 
 
 def multiply_rows(left: Tensor, right: Tensor, mode: str) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lightning_vivit.factors.base import Dense, Factor, Shift
 
+_LANES = 16  # numbers of float32 in the widest vector
+
 
 class OuterProduct(Factor):
     """Rows (n, c) = sum over positions l of columns[n, c, g, :, l] times inputs[n, g, :, l]^T.
@@ -71,6 +73,21 @@ class OuterProduct(Factor):
         out = "ndgba" if self.transposed else "ndgab"
         rows = torch.einsum(f"ndgal,ngbl->{out}", self.columns, self.inputs)
         return rows.reshape(self.num_samples, self.num_columns, -1)
+
+    def write_rows(self, out: Tensor) -> None:
+        """Write all rows [N, D, P] to memory that is there."""
+        n, d, groups, a, length = self.columns.shape
+        b = self.inputs.shape[2]
+        if groups > 1 or self.transposed:
+            super().write_rows(out)
+            return
+        side = self.columns.reshape(n, d * a, length)
+        inputs = self.inputs[:, 0]
+        place = out.view(n, d * a, b)
+        if b % _LANES == 0 or side.shape[1] % _LANES:
+            torch.bmm(side, inputs.transpose(1, 2), out=place)
+        else:  # a product whose rows do not fill the processor's vectors is slower
+            place.copy_(torch.bmm(inputs, side.transpose(1, 2)).transpose(1, 2))
 
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights, [K, *shape]."""

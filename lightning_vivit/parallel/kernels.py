@@ -106,7 +106,7 @@ def _column_blocks(
     def factors(block: slice) -> dict[str, Factor]:
         if empty:
             return {}
-        return plan.sweep(partial(task.factors, part.names, task.columns[block]))
+        return plan.sweep(partial(task.factors, part.names, task.columns[block], part.gathers))
 
     for rows in blocks:
         left = factors(rows)

@@ -1,0 +1,126 @@
+"""Columns that are gathered before rows are formed, and products that stay in the cache."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from contraction.test_orders import explicit, factor
+from exactness.reference import case, jacobian, parameter_slices
+
+import lightning_vivit.backends.sweep as sweep
+from lightning_vivit import empirical_ntk
+from lightning_vivit.backends.autograd import jacobian_factors
+from lightning_vivit.backends.proof import locate_samples
+from lightning_vivit.backends.sweep import gathered_columns
+from lightning_vivit.columns import unit_columns
+from lightning_vivit.factors import MODES, contract
+from lightning_vivit.losses import SampleLayout
+from lightning_vivit.problem import Problem
+
+NAMES = [
+    "cnn",
+    "conv1d",
+    "conv3d",
+    "transposed_1d",
+    "resnet_batchnorm_eval",
+    "convolution_called_twice",
+]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_gathered_columns(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_ROWS", rows)
+    monkeypatch.setattr(sweep, "_prefers_rows", lambda factor: True)
+    found, places = case(name), parameter_slices(name)
+    with Problem(found.model, None, found.inputs).recorded() as live:
+        tape, outputs = live.tape, live.outputs
+        axis, structure = locate_samples(tape, outputs, live.sizes, live.model)
+        columns = unit_columns(outputs, SampleLayout(axis.num_samples))
+        factors = jacobian_factors(tape, outputs, axis, structure, columns, gathers=True)
+    expected = jacobian(name)
+    for key, place in places.items():
+        torch.testing.assert_close(factors[key].rows(), expected[..., place])
+
+
+def test_groups_of_columns_fill_a_product_and_stay_small() -> None:
+    assert gathered_columns(9, 96, 1) == 1  # enough rows in one column
+    assert gathered_columns(9, 16, 1) == 5  # 5 and 4, not 6 and 3
+    assert gathered_columns(3, 16, 1) == 3
+    assert gathered_columns(9, 16, 1 << 30) == 1  # one fills the memory
+    assert gathered_columns(9, 16, 1 << 21) == 2
+    for depth in range(1, 30):
+        for outputs in (1, 7, 32, 200):
+            assert 1 <= gathered_columns(depth, outputs, 1000) <= depth
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("entries", [1, 250, 1 << 20])
+def test_partial_products_of_some_samples_at_a_time(
+    mode: str, groups: int, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_vivit.factors.orders._CACHED_ENTRIES", entries)
+    first, second = factor(7, 3, groups, 4, 6, 5, 0), factor(3, 3, groups, 4, 6, 5, 1)
+    for pair in ((first, first), (first, second)):
+        found = contract(*pair, mode, "inputs_first")
+        torch.testing.assert_close(found, explicit(*pair, mode))
+
+
+@pytest.mark.parametrize("entries", [1, 100, 1 << 22])
+def test_blocks_of_rows_of_any_size(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_vivit.factors.orders._REUSED_ENTRIES", entries)
+    some = factor(4, 3, 1, 7, 6, 5, 0, 1.0)
+    torch.testing.assert_close(contract(some, some, "full", "rows"), explicit(some, some, "full"))
+
+
+def test_little_memory_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning_vivit.kernels as kernels
+
+    plain, seen = kernels.jacobian_factors, []
+
+    def watched(*args):
+        seen.append(args[6])
+        return plain(*args)
+
+    monkeypatch.setattr(kernels, "jacobian_factors", watched)
+    found = case("cnn")
+    free = empirical_ntk(found.model, found.inputs)
+    tight = empirical_ntk(found.model, found.inputs, max_memory=28_000)
+    assert seen[0] is True
+    assert len(seen) > 2
+    assert not any(seen[1:])
+    torch.testing.assert_close(tight, free)
+
+
+FAULTS = """
+import resource, torch
+from lightning_vivit.memory import reuse_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        held = [torch.empty(4 << 20, dtype=torch.uint8).fill_(1) for _ in range(10)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+first = faults()
+reuse_freed_memory()
+faults()
+print(first, faults())
+"""
+
+
+def test_freed_memory_is_used_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    if platform.libc_ver()[0] == "glibc":
+        assert after < before / 4, (before, after)
+    assert after <= before + 100
