@@ -24,7 +24,9 @@ def learning_rate_and_momentum(
         Learning rate and momentum of an equivalent heavy-ball step, or None if no optimizer has a
         learning rate.
     """
-    by_name = {name.replace("_orig_mod.", ""): p for name, p in module.named_parameters()}
+    by_name = dict(module.named_parameters())
+    for wrapper in ("_orig_mod.", "_fsdp_wrapped_module."):
+        by_name = {name.replace(wrapper, ""): p for name, p in by_name.items()}
     wanted = {id(by_name[name]) for name in names if name in by_name}
     found = []
     for optimizer in trainer.optimizers:

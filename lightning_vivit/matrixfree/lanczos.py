@@ -100,7 +100,7 @@ def leading_eigenpairs(
     if not tol > 0:
         raise OptionError(f"tol is {tol!r}; it must be a positive number.")
     limit = 20 * k + 100 if max_products is None else max_products
-    room = max(3 * k + 20 if max_basis is None else max_basis, 2 * k + block + 2)
+    room = max(search_vectors(k) // 2 if max_basis is None else max_basis, 2 * k + block + 2)
     random = generator or torch.Generator().manual_seed(0)
     search = _Search(multiply, size, min(room, size), which, dtype, device, random)
     first = search.random() if start is None else start.to(device, dtype)
@@ -140,6 +140,11 @@ class _Ritz:
     @property
     def count(self) -> int:
         return self.values.numel()
+
+
+def search_vectors(k: int) -> int:
+    """How many vectors a search for k pairs keeps: its basis, and the products with it."""
+    return 2 * (3 * k + 20)
 
 
 class _Search:

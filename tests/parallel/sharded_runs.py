@@ -1,0 +1,269 @@
+"""Programs with FSDP and FSDP2, started as `python sharded_runs.py NAME RANKS FOLDER`.
+
+Lightning's own launcher starts the other ranks with the same command. FSDP1 is refused on a CPU by
+Lightning (a check of the class) and by torch (unless a CPU is named): `OnCPU` lifts both and changes
+nothing else. FSDP2 runs on a CPU as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from parallel_modules import Net, Words, explicit_problem
+from parallel_runs import Broken, Keep, Witness, fit
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
+
+from lightning_vivit import (
+    DirectionalDerivativesMonitor,
+    GGNSpectrumMonitor,
+    NTKMonitor,
+    Problem,
+)
+
+def plain_problem(module: Any, batch: Any) -> Problem:
+    """Of a module in which nothing is left of FSDP."""
+    assert not any(isinstance(m, (FSDPModule, FullyShardedDataParallel)) for m in module.modules())
+    assert not any(isinstance(p, DTensor) for p in module.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert module.kept[0] is module.net[3] if hasattr(module, "kept") else True
+    return explicit_problem(module, batch)
+
+
+VALUES: dict[str, dict[str, Any]] = {
+    "batch": {},
+    "probe": {"data": "train", "max_samples": 7},
+    "few": {"data": "val", "max_samples": 1, "kernel": False},
+    "layers": {"param_groups": "layer", "max_samples": 3},
+    "mc": {"mc_samples": 2, "kernel": False},
+    "explicit": {"problem": plain_problem},
+}
+WORDS: dict[str, dict[str, Any]] = {"words": {"max_samples": 3, "kernel": False}}
+
+
+class OnCPU(FSDPStrategy):
+    """FSDP1 on a CPU."""
+
+    def _setup_model(self, model: Any) -> Any:
+        return FullyShardedDataParallel(
+            model,
+            device_id=torch.device("cpu"),
+            sharding_strategy=self.sharding_strategy,
+            **self.kwargs,
+        )
+
+
+def first(**options: Any) -> dict[str, Any]:
+    return {"strategy": OnCPU(auto_wrap_policy={nn.Sequential, nn.TransformerEncoderLayer}, **options)}
+
+
+def second() -> dict[str, Any]:
+    """The state dict is to be the whole one, as an oracle."""
+    return {"strategy": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)}
+
+
+class Nested(Net):
+    """Some layers in a unit of their own; built by `configure_model` if `late`."""
+
+    late = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*self.net[:3], nn.Sequential(*self.net[3:6]), *self.net[6:])
+        self.kept = [self.net[3]]  # the same module, by another way
+        if self.late:
+            self.layers = [self.net]  # hidden from the module
+            del self.net, self.kept
+
+    def configure_model(self) -> None:
+        if self.late and not hasattr(self, "net"):
+            self.net = self.layers.pop()
+        if self.device_mesh_or_none is not None:
+            mesh = self.device_mesh_or_none["data_parallel"]
+            fully_shard(self.net[3], mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    @property
+    def device_mesh_or_none(self) -> Any:
+        return self._device_mesh
+
+
+class Late(Nested):
+    late = True
+
+
+class Both(nn.Module):
+    """Embedding and head share their weight."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__()
+        self.embed, self.attend, self.head = words.embed, words.attend, words.head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.attend(self.embed(tokens)))
+
+
+class Tied(Words):
+    """`Words` with an inner module, which fully_shard needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Both(self)
+        del self.embed, self.attend, self.head
+
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:
+            mesh = self._device_mesh["data_parallel"]
+            fully_shard(self.net.attend, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        outputs = self.net(batch[0])
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), batch[0].roll(-1, 1).flatten())
+
+
+class KeepWhole(Keep):
+    """Keeps the whole state as Lightning's own checkpoints gather it."""
+
+    def state(self, trainer: Any, module: Any) -> dict[str, Any]:
+        found = trainer.strategy.lightning_module_state_dict()
+        return {name: value.clone() for name, value in found.items()}
+
+
+class Shards(Witness):
+    """What each rank holds."""
+
+    def training(self, trainer: Any, module: Any) -> dict[str, Any]:
+        state = {
+            "weights": dict(module.named_parameters()) | dict(module.named_buffers()),
+            "optimizer": trainer.optimizers[0].state_dict()["state"],
+            "grads": [p.grad for p in module.parameters()],
+        }
+        return tree_map(lambda x: x.to_local() if isinstance(x, DTensor) else x, state)
+
+
+def run(folder: Path, name: str, module: Any, *monitors: Any, **options: Any) -> None:
+    fit(folder, name, 2, module, *monitors, witness=Shards, **options)
+
+
+VARIANTS: dict[str, tuple[Any, Any]] = {
+    "fsdp1": (Nested, first),
+    "fsdp1_late": (Late, first),
+    "fsdp1_flat": (Nested, lambda: first(use_orig_params=False)),
+    "fsdp1_copies": (Nested, lambda: first(sharding_strategy="NO_SHARD")),
+    "fsdp2": (Nested, second),
+    "fsdp2_late": (Late, second),
+}
+
+
+def keepers(options: dict[str, dict[str, Any]]) -> dict[str, Keep]:
+    return {
+        name: KeepWhole(prefix=f"{name}/", every_n_steps=1, on_error="raise", **some)
+        for name, some in options.items()
+    }
+
+
+def values(folder: Path) -> None:
+    """Every way of dividing a module, and tied weights."""
+    for name, (kind, strategy) in VARIANTS.items():
+        run(folder, f"values_{name}", kind(), *keepers(VALUES).values(), **strategy())
+    for name, strategy in (("fsdp1", first), ("fsdp2", second)):
+        run(folder, f"words_{name}", Tied(), *keepers(WORDS).values(), **strategy())
+
+
+def identity(folder: Path) -> None:
+    """The same runs with and without monitors, with validation before and between the steps."""
+    for name, (kind, strategy) in VARIANTS.items():
+        for watched in (False, True):
+            monitors: list[Any] = []
+            if watched:
+                monitors = [
+                    GGNSpectrumMonitor(k=3, every_n_steps=1),
+                    DirectionalDerivativesMonitor(k=3, steps=[1]),
+                    NTKMonitor(k=3, every_n_steps=1, data="train", max_samples=6),
+                    GGNSpectrumMonitor(k=2, steps=[1], method="matrix_free", prefix="free/"),
+                ]
+            options = {"max_epochs": 2, "num_sanity_val_steps": 1, **strategy()}
+            if name.endswith("late"):
+                options |= {"accumulate_grad_batches": 2, "limit_train_batches": 5}
+            run(folder, f"{name}_{watched}", kind(), *monitors, **options)
+
+
+class Uncopyable:
+    """Cannot be copied on rank 1."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Uncopyable:
+        if torch.distributed.get_rank() == 1:
+            raise ValueError("struck in copy")
+        return Uncopyable()
+
+
+def faults(folder: Path) -> None:
+    """Rank 1 fails while it measures, or while it copies the module."""
+    for name in ("fsdp1", "fsdp2"):
+        kind, strategy = VARIANTS[name]
+        run(folder, f"{name}_sound", kind(), **strategy())
+        run(folder, f"{name}_measure1", kind(), Broken("measure", 1, every_n_steps=1), **strategy())
+        module = kind()
+        module.attribute = Uncopyable()
+        run(folder, f"{name}_copy1", module, Keep(every_n_steps=1), **strategy())
+
+
+def refused(folder: Path) -> None:
+    """What `setup` says; each rank writes it."""
+    cases: dict[str, tuple[Any, Any, Any]] = {
+        "fsdp1": (Nested(), first(), GGNSpectrumMonitor(k=2, max_memory=4000)),
+        "fsdp2": (Nested(), second(), GGNSpectrumMonitor(k=2, max_memory=4000)),
+        "late1": (Late(), first(), NTKMonitor(max_memory=4000)),
+        "late2": (Late(), second(), NTKMonitor(max_memory=4000)),
+        "tensor": (
+            Nested(),
+            {"strategy": ModelParallelStrategy(1, 2)},
+            GGNSpectrumMonitor(),
+        ),
+        "samples": (Nested(), second(), GGNSpectrumMonitor(k=2, max_memory=60_000, on_error="raise")),
+        "raised": (Nested(), second(), Broken("measure", 1, on_error="raise", steps=[1])),
+    }
+    for name, (module, options, monitor) in cases.items():
+        places: list[str] = []
+        watch = Places(places)
+        try:
+            fit(folder, name, 2, module, watch, monitor, **options)
+        except Exception as error:
+            rank = torch.distributed.get_rank()
+            text = f"{time.time()} {places[-1]} {type(error).__name__} {error}"
+            (folder / f"{name}-{rank}.refused").write_text(text)
+
+
+class Places(pl.Callback):
+    """Notes how far a run came."""
+
+    def __init__(self, places: list[str]) -> None:
+        self.places = places
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.places.append("setup")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.places.append("fit_start")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.places.append("train_start")
+
+
+def everything(folder: Path) -> None:
+    for program in (values, identity, faults, refused):
+        program(folder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[3]))
