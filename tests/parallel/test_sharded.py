@@ -1,0 +1,165 @@
+"""FSDP and FSDP2 on two processes: the values of one process, and a run that trains as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import parallel_runs
+import pytest
+import torch
+from parallel_comparison import compare
+from parallel_launch import read, run
+from sharded_runs import VALUES, VARIANTS, WORDS, Late, Nested, Tied
+from test_guest import same
+from torch.utils._pytree import tree_flatten
+
+PROGRAM = Path(__file__).with_name("sharded_runs.py")
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote."""
+    return run("everything", 2, tmp_path_factory.mktemp("sharded"), PROGRAM)
+
+
+def built(kind: type[pl.LightningModule]) -> Callable[[], pl.LightningModule]:
+    """Makes the module of one process, with all layers."""
+
+    def build() -> pl.LightningModule:
+        module = kind()
+        module.configure_model()
+        return module
+
+    return build
+
+
+def check(
+    name: str,
+    place: int,
+    kind: type[pl.LightningModule],
+    options: dict[str, Any],
+    found: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning gives the whole state to rank 0 only."""
+    for mine, first in zip(found[1]["found"][place], found[0]["found"][place], strict=True):
+        mine["state"] = first["state"]
+    monkeypatch.setitem(parallel_runs.VALUES, name, (built(kind), options))
+    assert compare(name, found, place) >= 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", VALUES)
+def test_values_are_those_of_one_process(
+    name: str, variant: str, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(sharded, f"values_{variant}", 2)
+    options = VALUES[name]
+    if "problem" in options:
+        options = {"problem": parallel_runs.explicit_problem}
+    check(name, list(VALUES).index(name), VARIANTS[variant][0], options, found, monkeypatch)
+
+
+@pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
+def test_tied_weights_stay_tied(
+    variant: str, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(sharded, f"words_{variant}", 2)
+    check("words", 0, Tied, WORDS["words"], found, monkeypatch)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_is_bit_identical(variant: str, sharded: Path) -> None:
+    plain, watched = (read(sharded, f"{variant}_{flag}", 2) for flag in (False, True))
+    assert all(same(*pair) for pair in zip(plain, watched, strict=True))
+    assert all(each["stopped"] == [False] * 4 for each in watched)
+    for prefix in ("ntk/", "directions/", "ggn/eigenvalue", "ggn/subspace_overlap", "free/ggn/"):
+        assert all(any(key.startswith(prefix) for key in each["metrics"]) for each in watched)
+
+
+@pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
+def test_each_rank_holds_a_part_before_and_after(variant: str, sharded: Path) -> None:
+    entries = [
+        sum(tensor.numel() for tensor in tree_flatten(each["weights"])[0])
+        for each in read(sharded, f"{variant}_True", 2)
+    ]
+    buffers = sum(buffer.numel() for buffer in Nested().buffers())
+    total = sum(parameter.numel() for parameter in Nested().parameters())
+    assert sum(entries) == total + 2 * buffers
+    assert max(entries) < 0.7 * total
+
+
+@pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [("measure1", "ValueError: struck in measure"), ("copy1", "Nested cannot be copied")],
+)
+def test_a_failing_rank_stops_the_monitor_on_all(
+    fault: str, cause: str, variant: str, sharded: Path
+) -> None:
+    found, sound = (read(sharded, f"{variant}_{kind}", 2) for kind in (fault, "sound"))
+    assert all(same(*pair) for pair in zip(found, sound, strict=True))
+    assert [each["stopped"] for each in found] == [[True]] * 2
+    lines = (sharded / f"{variant}_{fault}.txt").read_text().splitlines()
+    warned = [line for line in lines if "failed at step 0" in line]
+    assert len(warned) == 1 and f"Rank 1 failed: {cause}" in warned[0]
+
+
+def refusals(folder: Path, name: str) -> list[tuple[str, str, str]]:
+    """Of each rank: how far the run came, the class of the error, its message."""
+    texts = [(folder / f"{name}-{rank}.refused").read_text() for rank in range(2)]
+    return [tuple(text.split(" ", 3)[1:]) for text in texts]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("name", "place"), [("fsdp1", "setup"), ("fsdp2", "setup")])
+def test_a_copy_beyond_the_budget_is_refused_in_setup(name: str, place: str, sharded: Path) -> None:
+    entries = [parameter.numel() for parameter in Nested().parameters()]
+    copied, vectors = 4 * sum(entries), 4 * 4 * sum(entries)  # now and before, k = 2
+    for found in refusals(sharded, name):
+        assert found[:2] == (place, "OptionError")
+        assert f"needs {copied + vectors} bytes on each rank" in found[2]
+        assert f"({copied} for the copy, {vectors} more" in found[2]
+        assert "the budget is 4000 bytes (max_memory)" in found[2]
+        assert f"max_memory={copied + vectors}" in found[2] and "strategy='ddp'" in found[2]
+
+
+@pytest.mark.parametrize(("name", "gathering"), [("late1", "all"), ("late2", "largest")])
+def test_layers_of_configure_model_are_counted_before_training(
+    name: str, gathering: str, sharded: Path
+) -> None:
+    module = Late()
+    module.configure_model()
+    entries = [parameter.numel() for parameter in module.parameters()]
+    more = 4 * (sum(entries) if gathering == "all" else max(entries))
+    for found in refusals(sharded, name):
+        assert found[:2] == ("fit_start", "OptionError")
+        assert f"({4 * sum(entries)} for the copy, {more} more" in found[2]
+
+
+def test_tensor_parallel_is_refused_in_setup(sharded: Path) -> None:
+    for found in refusals(sharded, "tensor"):
+        assert found[:2] == ("setup", "OptionError")
+        assert "tensor_parallel_size=1" in found[2]
+
+
+def test_what_the_copy_takes_is_missing_for_the_evaluation(sharded: Path) -> None:
+    for found in refusals(sharded, "samples"):
+        assert found[0] == "train_start"
+        assert "samples" in found[2] and "max_samples" in found[2]
+
+
+def test_raise_ends_all_ranks_with_the_cause(sharded: Path) -> None:
+    struck = float((sharded / "struck.txt").read_text())
+    for rank, found in enumerate(refusals(sharded, "raised")):
+        ended = float((sharded / f"raised-{rank}.refused").read_text().split()[0])
+        assert ended - struck < 30
+        assert "ValueError: struck in measure" in found[2]
+
+
+def test_the_comparison_sees_a_difference(sharded: Path) -> None:
+    (plain, _), (other, _) = read(sharded, "fsdp1_True", 2), read(sharded, "fsdp2_True", 2)
+    assert not same(plain, other)
+    assert torch.equal(plain["rng"], other["rng"])
