@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.parallel.ranks import Ranks
+from lightning_vivit.precision import LOW
 from lightning_vivit.replay import mend_copy, shared_objects
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy)
@@ -76,6 +77,7 @@ class Replica:
                         "strategy='ddp'."
                     ) from error
             mend_copy(made, module)
+            _restore_buffers(made, self._trainer)
             self._made = made
         return self._made
 
@@ -159,6 +161,17 @@ def _whole(trainer: Trainer, module: LightningModule, ranks: Ranks) -> Iterator[
         there: Any = parameter.detach().to(device)
         memo[id(parameter)].copy_(there.full_tensor())
     yield memo
+
+
+def _restore_buffers(made: nn.Module, trainer: Trainer) -> None:
+    """Mixed precision of FSDP casts buffers for good, and parameters only while they are used."""
+    config = getattr(trainer.strategy, "mixed_precision_config", None)
+    if config is None or config.buffer_dtype not in LOW:
+        return
+    for child in made.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.dtype == config.buffer_dtype:
+                child._buffers[name] = buffer.float()
 
 
 def _parameter(like: Tensor, value: Tensor) -> nn.Parameter:

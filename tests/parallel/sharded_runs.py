@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from parallel_modules import Net, Words, explicit_problem
@@ -28,6 +29,7 @@ from lightning_vivit import (
     NTKMonitor,
     Problem,
 )
+from lightning_vivit.parallel import Ranks, replica
 
 
 def plain_problem(module: Any, batch: Any) -> Problem:
@@ -47,7 +49,13 @@ VALUES: dict[str, dict[str, Any]] = {
     "mc": {"mc_samples": 2, "kernel": False},
     "explicit": {"problem": plain_problem},
 }
+MIXED: dict[str, dict[str, Any]] = {"mixed": {}}
 WORDS: dict[str, dict[str, Any]] = {"words": {"max_samples": 3, "kernel": False}}
+
+
+def ranks() -> int:
+    """Number of processes."""
+    return int(sys.argv[2])
 
 
 class OnCPU(FSDPStrategy):
@@ -57,6 +65,7 @@ class OnCPU(FSDPStrategy):
         return FullyShardedDataParallel(
             model,
             device_id=torch.device("cpu"),
+            mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             **self.kwargs,
         )
@@ -70,7 +79,7 @@ def first(**options: Any) -> dict[str, Any]:
 
 def second() -> dict[str, Any]:
     """The state dict is to be the whole one, as an oracle."""
-    return {"strategy": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)}
+    return {"strategy": ModelParallelStrategy(ranks(), 1, save_distributed_checkpoint=False)}
 
 
 class Nested(Net):
@@ -167,7 +176,7 @@ def held(value: Any) -> Any:
 
 
 def run(folder: Path, name: str, module: Any, *monitors: Any, **options: Any) -> None:
-    fit(folder, name, 2, module, *monitors, witness=Shards, **options)
+    fit(folder, name, ranks(), module, *monitors, witness=Shards, **options)
 
 
 VARIANTS: dict[str, tuple[Any, Any]] = {
@@ -187,12 +196,29 @@ def keepers(options: dict[str, dict[str, Any]]) -> dict[str, Keep]:
     }
 
 
+class Buffered(Nested):
+    """A buffer that mixed precision casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turn", torch.tensor([[1.5, 0, 0], [0, 1, 0], [0, 0.5, 1]]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        outputs = self.net(batch[0])
+        return self.loss(nn.functional.linear(outputs, self.turn), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
 def values(folder: Path) -> None:
-    """Every way of dividing a module, and tied weights."""
+    """Every way of dividing a module, tied weights, and mixed precision."""
     for name, (kind, strategy) in VARIANTS.items():
         run(folder, f"values_{name}", kind(), *keepers(VALUES).values(), **strategy())
     for name, strategy in (("fsdp1", first), ("fsdp2", second)):
         run(folder, f"words_{name}", Tied(), *keepers(WORDS).values(), **strategy())
+    mixed = {"precision": "bf16-mixed", **first()}
+    run(folder, "mixed", Buffered(), *keepers(MIXED).values(), **mixed)
 
 
 def identity(folder: Path) -> None:
@@ -222,8 +248,15 @@ class Uncopyable:
         return Uncopyable()
 
 
+def full(found: Ranks, size: int, device: torch.device) -> None:
+    """No memory on rank 1."""
+    if found.rank == 1:
+        raise MemoryError(f"struck at {size} bytes")
+    found.exchange()
+
+
 def faults(folder: Path) -> None:
-    """Rank 1 fails while it measures, or while it copies the module."""
+    """Rank 1 fails while it measures or copies the module, or has no memory for the copy."""
     for name in ("fsdp1", "fsdp2"):
         kind, strategy = VARIANTS[name]
         run(folder, f"{name}_sound", kind(), **strategy())
@@ -237,6 +270,9 @@ def faults(folder: Path) -> None:
         module = kind()
         module.attribute = Uncopyable()
         run(folder, f"{name}_copy1", module, KeepWhole(every_n_steps=1), **strategy())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replica, "_ready", full)
+            run(folder, f"{name}_full1", kind(), KeepWhole(every_n_steps=1), **strategy())
 
 
 def refused(folder: Path) -> None:
@@ -262,7 +298,7 @@ def refused(folder: Path) -> None:
         places: list[str] = []
         watch = Places(places)
         try:
-            fit(folder, name, 2, module, watch, monitor, **options)
+            fit(folder, name, ranks(), module, watch, monitor, **options)
         except Exception as error:
             rank = torch.distributed.get_rank()
             text = f"{time.time()} {places[-1]} {type(error).__name__} {error}"

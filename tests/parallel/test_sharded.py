@@ -12,11 +12,23 @@ import pytest
 import torch
 from parallel_comparison import compare
 from parallel_launch import read, run
-from sharded_runs import VALUES, VARIANTS, WORDS, Late, Nested, Tied
+from sharded_runs import MIXED, VALUES, VARIANTS, WORDS, Buffered, Late, Nested, Tied
 from test_guest import same
 from torch.utils._pytree import tree_flatten
 
 PROGRAM = Path(__file__).with_name("sharded_runs.py")
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four ranks wrote."""
+    return run("values", 4, tmp_path_factory.mktemp("four"), PROGRAM)
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a single rank wrote."""
+    return run("values", 1, tmp_path_factory.mktemp("one"), PROGRAM)
 
 
 @pytest.fixture(scope="session")
@@ -45,22 +57,38 @@ def check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lightning gives the whole state to rank 0 only."""
-    for mine, first in zip(found[1]["found"][place], found[0]["found"][place], strict=True):
-        mine["state"] = first["state"]
+    for each in found[1:]:
+        for mine, first in zip(each["found"][place], found[0]["found"][place], strict=True):
+            mine["state"] = first["state"]
     monkeypatch.setitem(parallel_runs.VALUES, name, (built(kind), options))
     assert compare(name, found, place) >= 3
 
 
+def check_variant(variant: str, folder: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(folder, f"values_{variant}", ranks)
+    for place, (name, options) in enumerate(VALUES.items()):
+        if "problem" in options:
+            options = {"problem": parallel_runs.explicit_problem}
+        check(name, place, VARIANTS[variant][0], options, found, monkeypatch)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", VALUES)
 def test_values_are_those_of_one_process(
-    name: str, variant: str, sharded: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = read(sharded, f"values_{variant}", 2)
-    options = VALUES[name]
-    if "problem" in options:
-        options = {"problem": parallel_runs.explicit_problem}
-    check(name, list(VALUES).index(name), VARIANTS[variant][0], options, found, monkeypatch)
+    check_variant(variant, sharded, 2, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_of_four_ranks(variant: str, four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_variant(variant, four, 4, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_of_a_single_rank(variant: str, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_variant(variant, one, 1, monkeypatch)
 
 
 @pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
@@ -69,6 +97,12 @@ def test_tied_weights_stay_tied(
 ) -> None:
     found = read(sharded, f"words_{variant}", 2)
     check("words", 0, Tied, WORDS["words"], found, monkeypatch)
+
+
+def test_mixed_precision_is_evaluated_in_float32(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("mixed", 0, Buffered, MIXED["mixed"], read(sharded, "mixed", 2), monkeypatch)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -95,7 +129,11 @@ def test_each_rank_holds_a_part_before_and_after(variant: str, sharded: Path) ->
 @pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
 @pytest.mark.parametrize(
     ("fault", "cause"),
-    [("measure1", "ValueError: struck in measure"), ("copy1", "Nested cannot be copied")],
+    [
+        ("measure1", "ValueError: struck in measure"),
+        ("copy1", "Nested cannot be copied (struck in copy)"),
+        ("full1", "MemoryError: struck at"),
+    ],
 )
 def test_a_failing_rank_stops_the_monitor_on_all(
     fault: str, cause: str, variant: str, sharded: Path
