@@ -19,7 +19,12 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from parallel_modules import Net, Words, explicit_problem
 from parallel_runs import Broken, Keep, Witness, fit
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
@@ -142,6 +147,25 @@ class Tied(Words):
         return nn.functional.cross_entropy(outputs.flatten(0, 1), batch[0].roll(-1, 1).flatten())
 
 
+class Rounded(Tied):
+    """The forward pass is in half precision, and validation leaves the rounded weights behind."""
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self._device_mesh["data_parallel"], mp_policy=self.policy)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+class Exact(Rounded):
+    policy = MixedPrecisionPolicy()
+
+
 class KeepWhole(Keep):
     """Keeps the whole state as Lightning's own checkpoints gather it."""
 
@@ -217,6 +241,9 @@ def values(folder: Path) -> None:
         run(folder, f"values_{name}", kind(), *keepers(VALUES).values(), **strategy())
     for name, strategy in (("fsdp1", first), ("fsdp2", second)):
         run(folder, f"words_{name}", Tied(), *keepers(WORDS).values(), **strategy())
+    for kind in (Rounded, Exact):
+        monitor = GGNSpectrumMonitor(k=2, steps=[0], max_samples=3, on_error="raise")
+        run(folder, kind.__name__, kind(), monitor, num_sanity_val_steps=1, **second())
     mixed = {"precision": "bf16-mixed", **first()}
     run(folder, "mixed", Buffered(), *keepers(MIXED).values(), **mixed)
 

@@ -105,6 +105,13 @@ def test_mixed_precision_is_evaluated_in_float32(
     check("mixed", 0, Buffered, MIXED["mixed"], read(sharded, "mixed", 2), monkeypatch)
 
 
+def test_rounded_weights_of_a_validation_step_are_not_taken(sharded: Path) -> None:
+    """At step 0 both runs have the same weights."""
+    rounded, exact = (read(sharded, kind, 2)[0]["metrics"] for kind in ("Rounded", "Exact"))
+    keys = ("ggn/eigenvalue_1", "ggn/eigenvalue_2", "ggn/trace")
+    assert all(float(rounded[key]) == pytest.approx(float(exact[key]), rel=1e-5) for key in keys)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_is_bit_identical(variant: str, sharded: Path) -> None:
     plain, watched = (read(sharded, f"{variant}_{flag}", 2) for flag in (False, True))
