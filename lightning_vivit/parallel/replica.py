@@ -10,17 +10,10 @@ in it, and so are attributes that the user changes while training.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.parallel.ranks import Ranks
@@ -66,7 +59,9 @@ class Replica:
             PeerError: Another rank failed.
         """
         if self._made is None:
-            with torch.no_grad(), _whole(self._trainer, module, ranks) as memo:
+            from lightning_vivit.parallel.gathering import plain_copy, whole_parameters
+
+            with torch.no_grad(), whole_parameters(self._trainer, module, ranks) as memo:
                 try:
                     made = plain_copy(module, {**shared_objects(module), **memo})
                 except Exception as error:  # whatever a user's attribute raises on deepcopy
@@ -86,83 +81,6 @@ class Replica:
         self._made = None
 
 
-def plain_copy(module: nn.Module, memo: dict[int, Any]) -> Any:
-    """A deep copy without FSDP's wrappers, classes, hooks and states.
-
-    Args:
-        module: May be wrapped by FSDP or passed to `fully_shard`, in any of its parts.
-        memo: id -> what stands in the copy for that object.
-
-    Returns:
-        The copy; of the classes that the user wrote.
-    """
-    emptied: list[tuple[nn.Module, nn.Module]] = []
-    for child in module.modules():
-        if isinstance(child, (FSDPModule, FullyShardedDataParallel)):
-            inner = child.module if isinstance(child, FullyShardedDataParallel) else child
-            if id(inner) not in memo:
-                kind = next(k for k in type(inner).__mro__ if not issubclass(k, FSDPModule))
-                memo[id(inner)] = kind.__new__(kind)
-                emptied.append((inner, memo[id(inner)]))
-            memo[id(child)] = memo[id(inner)]
-    for inner, shell in emptied:
-        state = inner.__reduce_ex__(4)[2]
-        assert isinstance(state, dict)
-        shell.__setstate__(copy.deepcopy(_without_fsdp(state), memo))
-    return copy.deepcopy(module, memo)
-
-
-def _without_fsdp(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a module that FSDP did not put there."""
-    kept = {}
-    for name, value in state.items():
-        if name.startswith("__composable_api") or _is_distributed(value):
-            continue
-        if name.endswith("_hooks") and isinstance(value, dict):
-            value = type(value)((i, hook) for i, hook in value.items() if not _is_distributed(hook))
-        kept[name] = value
-    return kept
-
-
-def _is_distributed(value: Any) -> bool:
-    """Whether a hook or method is one that torch.distributed made."""
-    value = getattr(value, "hook", value)
-    code: Callable[..., Any] | None = getattr(value, "__func__", value)
-    names = getattr(code, "__globals__", {}).get("__name__"), getattr(code, "__module__", None)
-    return callable(code) and any(str(name).startswith("torch.distributed") for name in names)
-
-
-@contextmanager
-def _whole(trainer: Trainer, module: LightningModule, ranks: Ranks) -> Iterator[dict[int, Any]]:
-    """The full parameters that stand for the divided ones: id -> new parameter.
-
-    FSDP's own parameters have their full shapes inside, which is where the copy has to be made.
-    """
-    device = module.device
-    if isinstance(trainer.strategy, FSDPStrategy):
-        whole = trainer.strategy.model
-        assert whole is not None
-        _ready(ranks, 2 * sum(count * size for count, size in full_sizes(whole)), device)
-        with FullyShardedDataParallel.summon_full_params(whole, writeback=False):
-            yield {
-                id(p): _parameter(p, p.detach().to(device, copy=True)) for p in module.parameters()
-            }
-        return
-    for child in module.modules():
-        if isinstance(child, FSDPModule):
-            child.reshard()  # after a validation step it may hold the whole, as state_dict() finds
-    sharded = [p for p in module.parameters() if isinstance(p, DTensor)]
-    memo = {
-        id(p): _parameter(p, torch.empty(p.shape, dtype=p.dtype, device=device)) for p in sharded
-    }
-    memo.update((id(p), p) for p in module.parameters() if not isinstance(p, DTensor))
-    _ready(ranks, 2 * max((p.numel() * p.itemsize for p in sharded), default=0), device)
-    for parameter in sharded:
-        there: Any = parameter.detach().to(device)
-        memo[id(parameter)].copy_(there.full_tensor())
-    yield memo
-
-
 def _restore_buffers(made: nn.Module, trainer: Trainer) -> None:
     """Mixed precision of FSDP casts buffers for good, and parameters only while they are used."""
     config = getattr(trainer.strategy, "mixed_precision_config", None)
@@ -172,31 +90,3 @@ def _restore_buffers(made: nn.Module, trainer: Trainer) -> None:
         for name, buffer in child._buffers.items():
             if buffer is not None and buffer.dtype == config.buffer_dtype:
                 child._buffers[name] = buffer.float()
-
-
-def _parameter(like: Tensor, value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=like.requires_grad)
-
-
-def _ready(ranks: Ranks, size: int, device: torch.device) -> None:
-    """All ranks have the memory for what comes, or nobody starts: the others would wait."""
-    torch.empty(size, dtype=torch.uint8, device=device)
-    ranks.exchange()
-
-
-def full_sizes(module: nn.Module) -> list[tuple[int, int]]:
-    """Entries and bytes of an entry of every parameter, also where a rank holds a part of it.
-
-    Args:
-        module: Before or after a strategy divided its parameters.
-    """
-    found = [
-        (parameter.numel(), parameter.itemsize)
-        for parameter in module.parameters()
-        if not getattr(parameter, "_fsdp_flattened", False) and not hasattr(parameter, "_shapes")
-    ]
-    for child in FullyShardedDataParallel.fsdp_modules(module):
-        flat: Any = child._flat_param
-        if flat is not None:
-            found += [(shape.numel(), flat.itemsize) for shape in flat._shapes]
-    return found

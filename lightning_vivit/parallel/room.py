@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_vivit.errors import OptionError
 from lightning_vivit.memory import default_budget
 from lightning_vivit.parallel.ranks import Ranks
-from lightning_vivit.parallel.replica import FSDPStrategy, full_sizes
 from lightning_vivit.precision import replay_dtype
 
 
@@ -28,6 +28,8 @@ def replica_bytes(
         gathered (FSDP holds all of them a second time, fully_shard the largest one), or a
         converted copy and the vectors, whichever is more.
     """
+    from lightning_vivit.parallel.gathering import full_sizes
+
     divided = module if trainer.strategy.model is None else trainer.strategy.model
     sizes = full_sizes(divided)
     each = [count * itemsize for count, itemsize in sizes]

@@ -178,6 +178,7 @@ def fit(
     if isinstance(strategy, dict):
         strategy = DDPStrategy(**{"start_method": "fork", **strategy})
     witness = options.pop("witness", Witness)(folder, name)
+    checkpoint = options.pop("checkpoint", None)
     pl.seed_everything(0, verbose=False)
     settings: dict[str, Any] = {
         "max_epochs": 1,
@@ -201,7 +202,7 @@ def fit(
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *rest: _note(folder / f"{name}.txt", message)
-        trainer.fit(module)
+        trainer.fit(module, ckpt_path=checkpoint)
 
 
 def _note(file: Path, message: object) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from parallel_modules import Net, Words, explicit_problem
 from parallel_runs import Broken, Keep, Witness, fit
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import (
     FullyShardedDataParallel,
     MixedPrecisionPolicy,
     fully_shard,
+    register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
@@ -34,7 +36,7 @@ from lightning_vivit import (
     NTKMonitor,
     Problem,
 )
-from lightning_vivit.parallel import Ranks, replica
+from lightning_vivit.parallel import Ranks, gathering
 
 
 def plain_problem(module: Any, batch: Any) -> Problem:
@@ -124,12 +126,14 @@ class Both(nn.Module):
         super().__init__()
         self.embed, self.attend, self.head = words.embed, words.attend, words.head
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def predict(self, tokens: Tensor) -> Tensor:
         return self.head(self.attend(self.embed(tokens)))
 
 
 class Tied(Words):
-    """`Words` with an inner module, which fully_shard needs."""
+    """`Words` with an inner module, which fully_shard needs, and another method than forward."""
+
+    policy = MixedPrecisionPolicy()
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,21 +143,19 @@ class Tied(Words):
     def configure_model(self) -> None:
         if self._device_mesh is not None:
             mesh = self._device_mesh["data_parallel"]
-            fully_shard(self.net.attend, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
+            fully_shard(self.net.attend, mesh=mesh, mp_policy=self.policy)
+            fully_shard(self.net, mesh=mesh, mp_policy=self.policy)
+            register_fsdp_forward_method(self.net, "predict")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        outputs = self.net(batch[0])
+        outputs = self.net.predict(batch[0])
         return nn.functional.cross_entropy(outputs.flatten(0, 1), batch[0].roll(-1, 1).flatten())
 
 
 class Rounded(Tied):
     """The forward pass is in half precision, and validation leaves the rounded weights behind."""
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
-
-    def configure_model(self) -> None:
-        fully_shard(self.net, mesh=self._device_mesh["data_parallel"], mp_policy=self.policy)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.training_step(batch, batch_idx)
@@ -218,6 +220,17 @@ def keepers(options: dict[str, dict[str, Any]]) -> dict[str, Keep]:
         name: KeepWhole(prefix=f"{name}/", every_n_steps=1, on_error="raise", **some)
         for name, some in options.items()
     }
+
+
+class Steady(Nested):
+    """Neither dropout nor running statistics, which each rank has for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[1] = nn.Identity()
+        for child in self.modules():
+            if isinstance(child, nn.Dropout):
+                child.p = 0.0
 
 
 class Buffered(Nested):
@@ -298,7 +311,7 @@ def faults(folder: Path) -> None:
         module.attribute = Uncopyable()
         run(folder, f"{name}_copy1", module, KeepWhole(every_n_steps=1), **strategy())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(replica, "_ready", full)
+            patch.setattr(gathering, "_ready", full)
             run(folder, f"{name}_full1", kind(), KeepWhole(every_n_steps=1), **strategy())
 
 
@@ -346,6 +359,24 @@ class Places(pl.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.places.append("train_start")
+
+
+def resumed(folder: Path) -> None:
+    """A run of two epochs, and one that stops in between."""
+    for name, strategy in (
+        ("fsdp1", first),
+        ("fsdp2", lambda: {"strategy": ModelParallelStrategy(2, 1)}),
+    ):
+        for part, epochs in (("straight", 2), ("half", 1), ("resumed", 2)):
+            options = {"max_epochs": epochs, "enable_checkpointing": part == "half", **strategy()}
+            monitors: list[Any] = [
+                GGNSpectrumMonitor(k=3, every_n_steps=1, data="train"),
+                NTKMonitor(k=3, every_n_steps=1, data="train"),
+            ]
+            if part == "half":
+                monitors.append(ModelCheckpoint(dirpath=folder / name, filename="half"))
+            checkpoint = folder / name / "half.ckpt" if part == "resumed" else None
+            run(folder, f"{name}_{part}", Steady(), *monitors, checkpoint=checkpoint, **options)
 
 
 def everything(folder: Path) -> None:

@@ -121,6 +121,17 @@ def test_training_is_bit_identical(variant: str, sharded: Path) -> None:
         assert all(any(key.startswith(prefix) for key in each["metrics"]) for each in watched)
 
 
+@pytest.mark.long
+def test_a_resumed_run_logs_the_same(tmp_path: Path) -> None:
+    run("resumed", 2, tmp_path, PROGRAM)
+    for name in ("fsdp1", "fsdp2"):
+        straight, resumed = (
+            read(tmp_path, f"{name}_{part}", 2)[0]["metrics"] for part in ("straight", "resumed")
+        )
+        for key in ("ggn/eigenvalue_1", "ggn/subspace_overlap", "ntk/trace", "ntk/distance_first"):
+            assert float(resumed[key]) == pytest.approx(float(straight[key]), rel=1e-5)
+
+
 @pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
 def test_each_rank_holds_a_part_before_and_after(variant: str, sharded: Path) -> None:
     entries = [
