@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,9 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
 }
 
 
+USUAL = ("fsdp1", "fsdp1_late", "fsdp2", "fsdp2_late")
+
+
 def keepers(options: dict[str, dict[str, Any]]) -> dict[str, Keep]:
     return {
         name: KeepWhole(prefix=f"{name}/", every_n_steps=1, on_error="raise", **some)
@@ -248,10 +252,15 @@ class Buffered(Nested):
         pass
 
 
-def values(folder: Path) -> None:
-    """Every way of dividing a module, tied weights, and mixed precision."""
-    for name, (kind, strategy) in VARIANTS.items():
+def values(folder: Path, names: Sequence[str] = USUAL) -> None:
+    """All monitors at once, for each way of dividing a module."""
+    for name in names:
+        kind, strategy = VARIANTS[name]
         run(folder, f"values_{name}", kind(), *keepers(VALUES).values(), **strategy())
+
+
+def special(folder: Path) -> None:
+    """Tied weights, and mixed precision."""
     for name, strategy in (("fsdp1", first), ("fsdp2", second)):
         run(folder, f"words_{name}", Tied(), *keepers(WORDS).values(), **strategy())
     for kind in (Rounded, Exact):
@@ -261,9 +270,10 @@ def values(folder: Path) -> None:
     run(folder, "mixed", Buffered(), *keepers(MIXED).values(), **mixed)
 
 
-def identity(folder: Path) -> None:
+def identity(folder: Path, names: Sequence[str] = USUAL) -> None:
     """The same runs with and without monitors, with validation before and between the steps."""
-    for name, (kind, strategy) in VARIANTS.items():
+    for name in names:
+        kind, strategy = VARIANTS[name]
         for watched in (False, True):
             monitors: list[Any] = []
             if watched:
@@ -380,8 +390,16 @@ def resumed(folder: Path) -> None:
 
 
 def everything(folder: Path) -> None:
-    for program in (values, identity, faults, refused):
+    """The usual ways."""
+    for program in (values, special, identity, faults, refused):
         program(folder)
+
+
+def others(folder: Path) -> None:
+    """The remaining ones."""
+    names = [name for name in VARIANTS if name not in USUAL]
+    values(folder, names)
+    identity(folder, names)
 
 
 if __name__ == "__main__":

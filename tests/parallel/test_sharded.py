@@ -12,10 +12,21 @@ import pytest
 import torch
 from parallel_comparison import compare
 from parallel_launch import read, run
-from sharded_runs import MIXED, VALUES, VARIANTS, WORDS, Buffered, Late, Nested, Tied
+from sharded_runs import (
+    MIXED,
+    USUAL,
+    VALUES,
+    VARIANTS,
+    WORDS,
+    Buffered,
+    Late,
+    Nested,
+    Tied,
+)
 from test_guest import same
 from torch.utils._pytree import tree_flatten
 
+OTHERS = [name for name in VARIANTS if name not in USUAL]
 PROGRAM = Path(__file__).with_name("sharded_runs.py")
 
 
@@ -29,6 +40,12 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a single rank wrote."""
     return run("values", 1, tmp_path_factory.mktemp("one"), PROGRAM)
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote with the rarer options of FSDP."""
+    return run("others", 2, tmp_path_factory.mktemp("others"), PROGRAM)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +89,7 @@ def check_variant(variant: str, folder: Path, ranks: int, monkeypatch: pytest.Mo
         check(name, place, VARIANTS[variant][0], options, found, monkeypatch)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", USUAL)
 def test_values_are_those_of_one_process(
     variant: str, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,13 +97,21 @@ def test_values_are_those_of_one_process(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OTHERS)
+def test_values_with_rarer_options(
+    variant: str, others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_variant(variant, others, 2, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", USUAL)
 def test_values_of_four_ranks(variant: str, four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_variant(variant, four, 4, monkeypatch)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", USUAL)
 def test_values_of_a_single_rank(variant: str, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_variant(variant, one, 1, monkeypatch)
 
@@ -112,9 +137,8 @@ def test_rounded_weights_of_a_validation_step_are_not_taken(sharded: Path) -> No
     assert all(float(rounded[key]) == pytest.approx(float(exact[key]), rel=1e-5) for key in keys)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_is_bit_identical(variant: str, sharded: Path) -> None:
-    plain, watched = (read(sharded, f"{variant}_{flag}", 2) for flag in (False, True))
+def check_identity(variant: str, folder: Path) -> None:
+    plain, watched = (read(folder, f"{variant}_{flag}", 2) for flag in (False, True))
     assert all(same(*pair) for pair in zip(plain, watched, strict=True))
     assert all(each["stopped"] == [False] * 4 for each in watched)
     for prefix in ("ntk/", "directions/", "ggn/eigenvalue", "ggn/subspace_overlap", "free/ggn/"):
@@ -130,6 +154,17 @@ def test_a_resumed_run_logs_the_same(tmp_path: Path) -> None:
         )
         for key in ("ggn/eigenvalue_1", "ggn/subspace_overlap", "ntk/trace", "ntk/distance_first"):
             assert float(resumed[key]) == pytest.approx(float(straight[key]), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", USUAL)
+def test_training_is_bit_identical(variant: str, sharded: Path) -> None:
+    check_identity(variant, sharded)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", OTHERS)
+def test_training_is_bit_identical_with_rarer_options(variant: str, others: Path) -> None:
+    check_identity(variant, others)
 
 
 @pytest.mark.parametrize("variant", ["fsdp1", "fsdp2"])
