@@ -232,7 +232,9 @@ def test_two_monitors_with_the_same_keys(tmp_path: Path) -> None:
 
 
 def test_a_memory_budget_is_kept(tmp_path: Path) -> None:
-    fit = trainer(tmp_path, GGNSpectrumMonitor(max_memory=1000), logger=RecordingLogger())
+    fit = trainer(
+        tmp_path, GGNSpectrumMonitor(method="gram", max_memory=1000), logger=RecordingLogger()
+    )
     with pytest.warns(RuntimeWarning, match=r"budget is 0 MiB.*larger max_memory"):
         fit.fit(Classifier(), loader())
     log = RecordingLogger()

@@ -12,17 +12,8 @@ import pytest
 import torch
 from parallel_comparison import compare
 from parallel_launch import read, run
-from sharded_runs import (
-    MIXED,
-    USUAL,
-    VALUES,
-    VARIANTS,
-    WORDS,
-    Buffered,
-    Late,
-    Nested,
-    Tied,
-)
+from sharded_modules import Buffered, Late, Nested, Tied
+from sharded_runs import MIXED, USUAL, VALUES, VARIANTS, WORDS
 from test_guest import same
 from torch.utils._pytree import tree_flatten
 
