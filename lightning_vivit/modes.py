@@ -1,4 +1,4 @@
-"""Evaluate a module in eval mode and leave it as it was."""
+"""Evaluate a module in eval mode and leave it as it was; names without wrappers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile, FSDP and activation checkpointing add."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 @contextmanager

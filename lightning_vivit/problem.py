@@ -19,7 +19,7 @@ from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.loss_calls import explicit_loss, replayed_loss
 from lightning_vivit.losses import LossCall
-from lightning_vivit.modes import eval_mode
+from lightning_vivit.modes import eval_mode, plain_name
 from lightning_vivit.outputs import check_outputs, forward
 from lightning_vivit.precision import (
     convert_batch,
@@ -300,7 +300,7 @@ _WRITERS: WeakSet[nn.Module] = WeakSet()
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
-        name.replace("_orig_mod.", ""): parameter
+        plain_name(name): parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

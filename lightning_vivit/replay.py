@@ -150,23 +150,32 @@ def run_training_step(module: LightningModule, batch: Any, batch_idx: int) -> An
 
 
 def _copy(module: LightningModule, dtype: torch.dtype | None) -> LightningModule:
-    memo: dict[int, Any] = {}
+    memo = shared_objects(module)
     if dtype is None:
-        memo = {id(parameter): parameter for parameter in module.parameters()}
-    shared: list[Any] = [module._trainer, module._fabric]
+        memo.update((id(parameter), parameter) for parameter in module.parameters())
+    copied = converted_copy(module, dtype, memo)
+    mend_copy(copied, module)
+    return copied
+
+
+def shared_objects(module: LightningModule) -> dict[int, Any]:
+    """What a copy shares with the module, apart from tensors: id -> object, for deepcopy's memo."""
+    shared: list[Any] = [module._trainer, module._fabric, getattr(module, "_device_mesh", None)]
     shared += [
         value
         for value in vars(module).values()
         if isinstance(value, (LightningDataModule, Dataset, DataLoader))
     ]
-    memo.update((id(value), value) for value in shared if value is not None)
-    copied = converted_copy(module, dtype, memo)
+    return {id(value): value for value in shared if value is not None}
+
+
+def mend_copy(copied: LightningModule, module: LightningModule) -> None:
+    """Give a deep copy the trainer, which LightningModule leaves out, and methods of its own."""
     if copied._compiler_ctx is not None:  # torch.compile(module): its methods are the original's
         for name in COMPILED_METHODS:
             vars(copied).pop(name, None)
         copied._compiler_ctx = None
-    copied._trainer = module._trainer  # LightningModule leaves it out of copies
-    return copied
+    copied._trainer = module._trainer
 
 
 def _mute(module: LightningModule) -> None:

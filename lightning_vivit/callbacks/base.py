@@ -13,14 +13,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_vivit.callbacks.checks import check_setup
-from lightning_vivit.callbacks.options import require_choice, require_integer, require_share
-from lightning_vivit.callbacks.probe import BatchSource, describe, tensors
+from lightning_vivit.callbacks.failures import cause_of, failure_message, stop_messages
+from lightning_vivit.callbacks.options import (
+    require_choice,
+    require_integer,
+    require_method,
+    require_share,
+)
+from lightning_vivit.callbacks.probe import BatchSource, tensors
 from lightning_vivit.callbacks.progress import shown_in_progress_bar
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import BACKENDS, MATRICES, METHODS
+from lightning_vivit.evaluation import BACKENDS
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -33,7 +39,7 @@ from lightning_vivit.loggers import (
     x_axis_step,
 )
 from lightning_vivit.loggers.dashboard import COST, charts
-from lightning_vivit.parallel import Ranks
+from lightning_vivit.parallel import Ranks, Replica
 from lightning_vivit.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
@@ -88,6 +94,8 @@ class Monitor(Callback):
             module's own dtype, and float32 in place of half precision. Autocast and TF32 are off.
         max_overhead: Share of wall-clock time that the monitors of the Trainer may take together,
             such as 0.05. Scheduled steps that would exceed it are left out. None: never.
+        max_memory: Bytes that a Gram matrix and its columns may use over the forward pass; under
+            FSDP the gathered copy of the module counts too. None: half of what is free.
         on_result: Called with the `MonitorResult` of each monitored step, on every rank with its
             own. What it raises is treated as `on_error` says.
         history: How many results to keep in `results`, at most 64 MiB together; 0 for none.
@@ -106,6 +114,7 @@ class Monitor(Callback):
     matrix = "ggn"
     tol = 1e-2  # of matrix-free eigenpairs
     microbatch: int | None = None
+    parameter_vectors = 0  # of the size of the parameters, kept between monitored steps
 
     def __init__(
         self,
@@ -129,6 +138,7 @@ class Monitor(Callback):
         problem: ProblemFactory | None = None,
         replay_dtype: Literal["float32", "float64"] | None = None,
         max_overhead: float | None = None,
+        max_memory: int | None = None,
         on_result: Callable[[MonitorResult], Any] | None = None,
         history: int = 4,
         dump: Literal["npz", "safetensors"] | None = None,
@@ -159,6 +169,11 @@ class Monitor(Callback):
         self.problem = problem
         self.replay_dtype = replay_dtype
         self.max_overhead = require_share("max_overhead", max_overhead)
+        self.max_memory = (
+            max_memory
+            if max_memory is None
+            else require_integer("max_memory", max_memory, lowest=1)
+        )
         self._raw = RawResults(on_result, history, dump)
         self._session = Session(last=self)
         self._looked_at: Any = None  # the batch that an error message describes
@@ -171,7 +186,6 @@ class Monitor(Callback):
         self._stopped = False
         self._failure = ""  # what stopped it
         self._late: Exception | None = None  # of a hook between the monitored steps
-        self._stretched = False  # whether a scheduled step was left out
         self._values: dict[str, float] = {}
         self._raw.clear()
         self.source.reset()
@@ -237,8 +251,7 @@ class Monitor(Callback):
         """Check what can be checked before training, and join the other monitors."""
         if stage != "fit":
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+        monitors = _monitors(trainer)
         check_setup(
             type(self).__name__,
             trainer,
@@ -251,9 +264,15 @@ class Monitor(Callback):
         if monitors and monitors[0] is self:
             needs = [monitor._request() for monitor in monitors if monitor.needs_kernel]
             requests = [monitor._request() for monitor in monitors]
-            session = Session(monitors[-1], needs, requests, Ranks.of(trainer))
+            replica = Replica.of(trainer)
+            session = Session(monitors[-1], needs, requests, Ranks.of(trainer), replica)
             for monitor in monitors:
                 monitor._session = session
+        self._session.check_room(type(self).__name__, trainer, pl_module, self._request())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the memory again: `configure_model` may have built layers."""
+        self._session.check_room(type(self).__name__, trainer, pl_module, self._request())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, bring back a resumed run's last values."""
@@ -296,14 +315,10 @@ class Monitor(Callback):
         """Say again who stopped: the warning lies far above, between the progress bars."""
         if self._session.last is not self:
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        stopped: dict[tuple[int, str], list[str]] = {}
-        for monitor in callbacks:
-            if isinstance(monitor, Monitor) and monitor._failure:
-                names = stopped.setdefault((monitor._step, monitor._failure), [])
-                names.append(type(monitor).__name__)
-        for (step, cause), names in stopped.items():
-            rank_zero_info(f"{', '.join(names)} stopped at step {step}. {cause}")
+        monitors = _monitors(trainer)
+        stops = [(type(m).__name__, m._step, m._failure) for m in monitors if m._failure]
+        for message in stop_messages(stops):
+            rank_zero_info(message)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -325,21 +340,7 @@ class Monitor(Callback):
         due = self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
         if self.schedule.function is not None:
             due = bool(self._session.ranks.first(due))  # it may say something else on each rank
-        return due and self._affordable()
-
-    def _affordable(self) -> bool:
-        if self.max_overhead is None:
-            return True
-        pacer = self._session.pacer
-        affordable = bool(self._session.ranks.first(pacer.affords(self.max_overhead)))
-        if not affordable and not self._stretched:
-            self._stretched = True
-            rank_zero_info(
-                f"{type(self).__name__}: a monitored step takes {pacer.last:.2g} s, so scheduled "
-                f"steps are left out from step {self._step} on to keep the monitors under "
-                f"{self.max_overhead:.0%} of the time (max_overhead)."
-            )
-        return affordable
+        return due and self._session.affords(self, self._step, self.max_overhead)
 
     def _log_cost(self, trainer: Trainer) -> None:
         cost = self._session.pacer.end_step()
@@ -394,17 +395,7 @@ class Monitor(Callback):
 
     def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
         """Take and check the options of a monitor that can do without a Gram matrix."""
-        require_choice("method", method, METHODS)
-        require_choice("matrix", matrix, MATRICES)
-        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
-            raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
-        if microbatch is not None:
-            require_integer("microbatch", microbatch, lowest=1)
-        if matrix == "hessian" and (method in ("gram", "mc") or self.mc_samples):
-            raise OptionError(
-                "The Hessian is looked at matrix-free: there is no Gram matrix and no Monte Carlo "
-                "estimate of it. Use method='auto' or 'matrix_free' and mc_samples=0."
-            )
+        require_method(method, matrix, tol, microbatch, self.mc_samples)
         if method == "mc" and self.mc_samples == 0:
             self.mc_samples = 1
         self.method, self.matrix, self.tol = method, matrix, float(tol)
@@ -425,6 +416,8 @@ class Monitor(Callback):
             matrix=self.matrix,
             tol=self.tol,
             microbatch=self.microbatch,
+            max_memory=self.max_memory,
+            vectors=self.parameter_vectors,
             k=self.k,
         )
 
@@ -466,13 +459,9 @@ class Monitor(Callback):
 
     def _fail(self, error: Exception) -> None:
         self._stopped = True
-        where = "no batch" if self._looked_at is None else describe(self._looked_at)
-        cause = str(error) if isinstance(error, ViViTError) else f"{type(error).__name__}: {error}"
-        self._failure = cause
-        message = (
-            f"{type(self).__name__} failed at step {self._step} "
-            f"(data={self.source.data!r}: {where}). {cause}"
-        )
+        self._failure = cause_of(error)
+        name, data = type(self).__name__, self.source.data
+        message = failure_message(name, self._step, data, self._looked_at, self._failure)
         if self.on_error == "raise":
             self._session.end_step()
             if isinstance(error, ViViTError):
@@ -513,3 +502,9 @@ class Monitor(Callback):
         self._values = dict(state_dict["values"])
         self.set_references(state_dict["references"])
         self.source.load_state_dict(state_dict)
+
+
+def _monitors(trainer: Trainer) -> list[Monitor]:
+    """All monitors of a Trainer, in the order in which it calls them."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Monitor)]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_vivit.errors import OptionError
+from lightning_vivit.parallel import SHARDED
 
 
 def check_setup(
@@ -56,13 +62,22 @@ def check_setup(
                 "data='train', data='val' or a probe."
             )
     strategy = trainer.strategy
-    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
-    if isinstance(strategy, ParallelStrategy) and not whole:
+    known = isinstance(strategy, (DDPStrategy, *SHARDED))
+    if isinstance(strategy, ParallelStrategy) and (
+        not known or isinstance(strategy, DeepSpeedStrategy)
+    ):
         found.append(
-            f"{type(strategy).__name__} is not supported: FSDP, FSDP2 (ModelParallelStrategy), "
-            "DeepSpeed and the like shard the parameters, and a rank needs all of them. Supported: "
-            "a single device, and DDP (strategy='ddp', 'ddp_spawn', 'ddp_fork', 'ddp_notebook', "
-            "with their options)."
+            f"{type(strategy).__name__} is not supported: it divides the parameters, and a rank "
+            "needs all of them. Supported: a single device, DDP (strategy='ddp', 'ddp_spawn', "
+            "'ddp_fork', 'ddp_notebook', with their options), FSDP (strategy='fsdp') and FSDP2 "
+            "(ModelParallelStrategy with fully_shard)."
+        )
+    if isinstance(strategy, ModelParallelStrategy) and strategy._tensor_parallel_size != 1:
+        found.append(
+            f"ModelParallelStrategy(tensor_parallel_size={strategy._tensor_parallel_size}) is not "
+            "supported: tensor parallelism divides the layers' arithmetic, not only their "
+            "parameters. Use ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) "
+            "with fully_shard, or DDP."
         )
     if found:
         raise OptionError(f"{name} cannot watch this run. " + " ".join(found))

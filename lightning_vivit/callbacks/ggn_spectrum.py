@@ -114,6 +114,7 @@ class GGNSpectrumMonitor(Monitor):
             self.section = "hessian"
         self._title = f"{'GGN' if matrix == 'ggn' else 'Hessian'} eigenvalues"
         self.overlap = overlap
+        self.parameter_vectors = 2 * k if overlap else 0  # now and at the previous step
         self._subspaces: dict[str, SubspaceOverlap] = {}
         self._rates: dict[str, tuple[float, float] | None] = {}
 

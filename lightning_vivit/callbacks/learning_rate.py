@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vivit.metrics.functional import stability_limit
+from lightning_vivit.modes import plain_name
 
 
 def learning_rate_and_momentum(
@@ -24,7 +25,7 @@ def learning_rate_and_momentum(
         Learning rate and momentum of an equivalent heavy-ball step, or None if no optimizer has a
         learning rate.
     """
-    by_name = {name.replace("_orig_mod.", ""): p for name, p in module.named_parameters()}
+    by_name = {plain_name(name): p for name, p in module.named_parameters()}
     wanted = {id(by_name[name]) for name in names if name in by_name}
     found = []
     for optimizer in trainer.optimizers:

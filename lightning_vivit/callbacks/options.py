@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_vivit.errors import OptionError
+from lightning_vivit.evaluation import MATRICES, METHODS
 
 
 def require_integer(name: str, value: object, lowest: int) -> int:
@@ -28,3 +29,20 @@ def require_share(name: str, value: object) -> float | None:
             f"{name} has to be a share of wall-clock time above 0 and at most 1, got {value!r}."
         )
     return float(value)
+
+
+def require_method(
+    method: str, matrix: str, tol: object, microbatch: object, mc_samples: int
+) -> None:
+    """Check the options of a monitor that can do without a Gram matrix; else an OptionError."""
+    require_choice("method", method, METHODS)
+    require_choice("matrix", matrix, MATRICES)
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+        raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
+    if microbatch is not None:
+        require_integer("microbatch", microbatch, lowest=1)
+    if matrix == "hessian" and (method in ("gram", "mc") or mc_samples):
+        raise OptionError(
+            "The Hessian is looked at matrix-free: there is no Gram matrix and no Monte Carlo "
+            "estimate of it. Use method='auto' or 'matrix_free' and mc_samples=0."
+        )

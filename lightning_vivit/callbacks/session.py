@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.pacing import Pacer
@@ -24,14 +24,18 @@ from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.groups import ParamGroups
 from lightning_vivit.kernel_evaluation import evaluate_outputs
+from lightning_vivit.matrixfree.lanczos import search_vectors
 from lightning_vivit.matrixfree.start import Start
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.parallel import (
     Part,
     Ranks,
+    Replica,
+    check_room,
     common_buffers,
     fingerprint,
     gather_batch,
+    replica_bytes,
     take_part,
 )
 from lightning_vivit.problem import Problem
@@ -56,6 +60,8 @@ class Request:
     matrix: str = "ggn"
     tol: float = 1e-2
     microbatch: int | None = None
+    max_memory: int | None = None
+    vectors: int = 0  # of the size of the parameters, which the monitor keeps
     k: int = 10  # requests that differ in k alone share what the largest one needs
 
     @property
@@ -75,6 +81,7 @@ class Request:
             self.matrix,
             self.tol,
             self.microbatch,
+            self.max_memory,
         )
 
 
@@ -86,6 +93,7 @@ class Session:
         kernel_requests: Requests that need the NTK, which the other monitors can do without.
         requests: All requests.
         ranks: The processes of the run.
+        replica: Stands in for a module whose parameters are divided among the ranks.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Session:
         kernel_requests: Iterable[Request] = (),
         requests: Iterable[Request] = (),
         ranks: Ranks | None = None,
+        replica: Replica | None = None,
     ) -> None:
         self.last = last
         self._largest: dict[tuple[Any, ...], int] = {}
@@ -101,6 +110,7 @@ class Session:
             self._largest[request.key] = max(request.k, self._largest.get(request.key, 0))
         self._starts: dict[tuple[Any, ...], dict[str, Start]] = {}
         self.ranks = Ranks() if ranks is None else ranks
+        self.replica = replica
         self._kernel_keys = {request.key for request in kernel_requests}
         self.pacer = Pacer()
         self.laid_out = False  # whether the dashboards have their charts
@@ -109,6 +119,7 @@ class Session:
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
         self._reported: Exception | None = None
         self._warned_of_unused = False
+        self._stretched: set[int] = set()  # monitors that left a scheduled step out
 
     def batch(
         self, source: BatchSource, trainer: Trainer, module: LightningModule, batch: Any
@@ -142,6 +153,8 @@ class Session:
                 kernel = request.key in self._kernel_keys
                 request = replace(request, k=self._largest.get(request.key, request.k))
                 data = clone_tensors(batch)
+                if self.replica is not None:
+                    module = self.replica.gathered(module, self.ranks)
                 found = self._run(request, module, data, batch_idx, seed, kernel)
                 self.ranks.exchange()  # all have it, or nobody
             except Exception as error:
@@ -150,6 +163,30 @@ class Session:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def check_room(
+        self, name: str, trainer: Trainer, module: LightningModule, request: Request
+    ) -> None:
+        """Refuse a monitor for which a gathered copy of the module would be too large."""
+        if self.replica is not None:
+            free = request.method == "matrix_free" or request.matrix == "hessian"
+            vectors = request.vectors + (search_vectors(request.k) if free else 0)
+            need = replica_bytes(trainer, module, request.replay_dtype, vectors)
+            check_room(name, trainer, self.ranks, request.max_memory, need)
+
+    def affords(self, monitor: object, step: int, share: float | None) -> bool:
+        """Whether a due step keeps the monitors below their share of the time; None always does."""
+        if share is None:
+            return True
+        affordable = bool(self.ranks.first(self.pacer.affords(share)))
+        if not affordable and id(monitor) not in self._stretched:
+            self._stretched.add(id(monitor))
+            rank_zero_info(
+                f"{type(monitor).__name__}: a monitored step takes {self.pacer.last:.2g} s, so "
+                f"scheduled steps are left out from step {step} on to keep the monitors under "
+                f"{share:.0%} of the time (max_overhead)."
+            )
+        return affordable
 
     def claim(self, key: str, monitor: object) -> object | None:
         """Note who writes a key at this step; returns another monitor that already did."""
@@ -182,6 +219,8 @@ class Session:
         self._results.clear()
         self._writers.clear()
         self._reported = None
+        if self.replica is not None:
+            self.replica.release()
         self.ranks.end_step()
 
     def _run(
@@ -195,6 +234,9 @@ class Session:
     ) -> Found:
         options: dict[str, Any] = {"param_groups": request.param_groups}
         options["backend"] = request.backend
+        if request.max_memory is not None:
+            taken = 0 if self.replica is None else self.replica.size
+            options["max_memory"] = max(0, request.max_memory - taken)
         run: Callable[..., Found] = evaluate
         several = self.ranks.size > 1
         divided = several and request.output_kernel is None

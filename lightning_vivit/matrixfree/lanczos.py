@@ -93,7 +93,7 @@ def leading_eigenpairs(
     if not tol > 0:
         raise OptionError(f"tol is {tol!r}; it must be a positive number.")
     limit = 20 * k + 100 if max_products is None else max_products
-    room = max(3 * k + 20 if max_basis is None else max_basis, 2 * k + block + 2)
+    room = max(search_vectors(k) if max_basis is None else max_basis, 2 * k + block + 2)
     draws = generator or torch.Generator().manual_seed(0)
 
     def draw() -> Tensor:
@@ -134,4 +134,9 @@ def leading_eigenpairs(
     return search.result(found, done)
 
 
-__all__ = ["WHICH", "Eigenpairs", "leading_eigenpairs"]
+def search_vectors(k: int) -> int:
+    """How many vectors of the parameters a search for k pairs keeps."""
+    return 3 * k + 20
+
+
+__all__ = ["WHICH", "Eigenpairs", "leading_eigenpairs", "search_vectors"]

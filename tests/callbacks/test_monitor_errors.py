@@ -231,6 +231,19 @@ def test_two_monitors_with_the_same_keys(tmp_path: Path) -> None:
         fit.fit(Classifier(), loader())
 
 
+def test_a_memory_budget_is_kept(tmp_path: Path) -> None:
+    fit = trainer(
+        tmp_path, GGNSpectrumMonitor(method="gram", max_memory=1000), logger=RecordingLogger()
+    )
+    with pytest.warns(RuntimeWarning, match=r"budget is 0 MiB.*larger max_memory"):
+        fit.fit(Classifier(), loader())
+    log = RecordingLogger()
+    trainer(tmp_path, GGNSpectrumMonitor(max_memory=10**8), logger=log).fit(Classifier(), loader())
+    assert 0 in log.values("ggn/trace")
+    with pytest.raises(OptionError, match=r"max_memory has to be an integer >= 1, got 0\."):
+        GGNSpectrumMonitor(max_memory=0)
+
+
 def test_manual_optimization_needs_a_problem(tmp_path: Path) -> None:
     module = Classifier()
     module.automatic_optimization = False

@@ -1,4 +1,4 @@
-"""Start the programs of `parallel_runs` and read what the ranks wrote."""
+"""Start the programs of `parallel_runs` and `sharded_runs`, and read what the ranks wrote."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROOT = PROGRAM.parents[2]
 
 
 def launch(
-    name: str, ranks: int, folder: Path, seconds: float = 400
+    name: str, ranks: int, folder: Path, seconds: float = 400, program: Path = PROGRAM
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program; it is an error of the test if it does not end in time."""
+    """Run one of a file's programs; it is an error of the test if it does not end in time."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment = {
@@ -26,7 +26,7 @@ def launch(
         if not key.startswith(("PL_", "SLURM")) and key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")
     }
     return subprocess.run(
-        [sys.executable, str(PROGRAM), name, str(ranks), str(folder)],
+        [sys.executable, str(program), name, str(ranks), str(folder)],
         env={**environment, **ours},
         capture_output=True,
         text=True,
@@ -34,9 +34,9 @@ def launch(
     )
 
 
-def run(name: str, ranks: int, folder: Path) -> Path:
+def run(name: str, ranks: int, folder: Path, program: Path = PROGRAM) -> Path:
     """Run a program that has to succeed; returns its folder."""
-    done = launch(name, ranks, folder)
+    done = launch(name, ranks, folder, program=program)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -56,8 +56,11 @@ class Keep(Monitor):
         self.found: list[dict[str, Any]] = []
         self.now: dict[str, Any] = {}
 
+    def state(self, trainer: Any, module: Any) -> dict[str, Any]:
+        return {name: value.clone() for name, value in module.state_dict().items()}
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, idx: int) -> None:
-        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        state = self.state(trainer, pl_module)
         self.now = {"state": state, "batch": [tensor.clone() for tensor in batch]}
         super().on_train_batch_start(trainer, pl_module, batch, idx)
 
@@ -144,15 +147,20 @@ class Witness(pl.Callback):
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
 
+    def training(self, trainer: Any, module: Any) -> dict[str, Any]:
+        return {
+            "weights": module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict()["state"],
+            "grads": [p.grad for p in module.parameters()],
+        }
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         keepers = [c for c in trainer.callbacks if isinstance(c, Keep)]
         checkpoint = trainer.checkpoint_callback
         torch.save(
             {
-                "weights": pl_module.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict()["state"],
+                **self.training(trainer, pl_module),
                 "rng": torch.get_rng_state(),
-                "grads": [p.grad for p in pl_module.parameters()],
                 "found": [keeper.found for keeper in keepers],
                 "stopped": [c._stopped for c in trainer.callbacks if isinstance(c, Monitor)],
                 "metrics": dict(trainer.callback_metrics),
@@ -166,7 +174,11 @@ def fit(
     folder: Path, name: str, ranks: int, module: pl.LightningModule, *monitors: Any, **options: Any
 ) -> None:
     """One run; its warnings go to NAME-RANK.txt."""
-    strategy = {"start_method": "fork", **options.pop("strategy", {})}
+    strategy = options.pop("strategy", {})
+    if isinstance(strategy, dict):
+        strategy = DDPStrategy(**{"start_method": "fork", **strategy})
+    witness = options.pop("witness", Witness)(folder, name)
+    checkpoint = options.pop("checkpoint", None)
     pl.seed_everything(0, verbose=False)
     settings: dict[str, Any] = {
         "max_epochs": 1,
@@ -180,8 +192,8 @@ def fit(
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=DDPStrategy(**strategy),
-        callbacks=[*monitors, Witness(folder, name)],
+        strategy=strategy,
+        callbacks=[*monitors, witness],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -190,7 +202,7 @@ def fit(
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *rest: _note(folder / f"{name}.txt", message)
-        trainer.fit(module)
+        trainer.fit(module, ckpt_path=checkpoint)
 
 
 def _note(file: Path, message: object) -> None:
