@@ -21,7 +21,7 @@ _BATCHED = 1.8  # relative cost of a multiplication in a batch of products with 
 _SKINNY = 3.0  # in products with few rows
 _ENTRY = 60.0  # of writing one entry to memory and reading it back
 _CALL = 3.0e6  # of starting one operation
-_KEPT = 60.0  # of keeping an entry of rows in fresh memory and reading it once more
+_KEPT = 80.0  # of keeping an entry of rows in fresh memory and reading it once more
 _VECTORS = 10  # sums of rows (eigenvectors) that are asked for later
 
 
