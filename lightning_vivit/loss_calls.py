@@ -234,18 +234,11 @@ def _multiplier(loss: Tensor, call: RecordedLoss) -> float | Tensor | None:
 
 
 def _bypass(loss: Tensor, call: RecordedLoss, tape: Tape) -> Call | None:
-    """An operation on parameters and data that the loss depends on without the loss call, or None.
+    """The last operation on parameters and data that the loss needs without its call, or None.
 
     The graph tells it also where the gradient of the further part happens to vanish, as that of a
     penalty on outputs that are zero. Terms of the parameters alone have no such operation.
     """
-    operations = {
-        output.edge.node: each
-        for each in tape.calls
-        if each.tainted
-        for output in each.outputs
-        if output is not None
-    }
     # What leads to the loss call, such as its sum with a penalty on the parameters, is no bypass.
     users: dict[Any, list[Any]] = {}
     waiting, seen = [loss.grad_fn], {call.edge.node}
@@ -263,4 +256,9 @@ def _bypass(loss: Tensor, call: RecordedLoss, tape: Tape) -> Call | None:
         if node not in trunk:
             trunk.add(node)
             waiting.extend(users.get(node, []))
-    return next((operations[node] for node in seen - trunk if node in operations), None)
+    others = seen - trunk
+    for each in reversed(tape.calls):
+        places = [output.edge.node for output in each.outputs if output is not None]
+        if each.tainted and not others.isdisjoint(places):
+            return each
+    return None

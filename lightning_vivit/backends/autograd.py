@@ -33,12 +33,15 @@ class Structure:
         usable: For each call, whether its columns have a sample axis.
         dense: Names of the parameters that are computed as rows through the whole graph.
         unused: Names of the parameters that do not influence the outputs.
+        astray: Whether an operation's output has room for the samples, but they lie otherwise in
+            it: a sign that the outputs' rows belong to other samples than was supposed.
     """
 
     axes: tuple[tuple[SampleAxis | None, ...], ...]
     usable: tuple[bool, ...]
     dense: tuple[str, ...]
     unused: tuple[str, ...]
+    astray: bool = False
 
 
 def jacobian_factors(

@@ -83,6 +83,7 @@ class Place:
     """One output of an operation, narrowed down half by half.
 
     Attributes:
+        can_hold: Whether there is an axis with room for the samples.
         axes: The sample axes that agree with all gradients so far, the usual places first.
         mixed: Whether an entry received gradients from different samples, though there is an
             axis that could hold the samples.
@@ -91,7 +92,7 @@ class Place:
 
     def __init__(self, shape: torch.Size, num_samples: int) -> None:
         self.axes = candidate_axes(tuple(shape), num_samples)
-        self._can_hold = bool(self.axes)
+        self.can_hold = bool(self.axes)
         self.mixed = False
         self.seen: dict[SampleAxis, Tensor] = {}
 
@@ -103,7 +104,7 @@ class Place:
             member: [N], the half that each sample is in.
         """
         live = grads != 0
-        if self._can_hold and not self.mixed:
+        if self.can_hold and not self.mixed:
             self.mixed = bool((live[0] & live[1]).any())
         kept = []
         for axis in self.axes:

@@ -127,11 +127,18 @@ def locate_samples(
         if 1 < count < rows:
             axes.append(SampleAxis(0, count, minor=True))
     first: InteractionError | None = None
+    possible: list[tuple[SampleAxis, Structure]] = []
     for axis in axes:
         try:
-            return axis, prove_structure(tape, outputs, axis, model)
+            structure = prove_structure(tape, outputs, axis, model)
         except InteractionError as error:
             first = first or error
+            continue
+        if not structure.astray:
+            return axis, structure
+        possible.append((axis, structure))
+    if possible:
+        return possible[0]
     assert first is not None
     raise first
 
@@ -142,7 +149,7 @@ def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> tuple[Structure, bo
     Where a sample sent no gradient (a dead unit), the axis is the likely one, and the proof holds
     for this batch only.
     """
-    axes, usable, certain = _locate_calls(tape, outputs, axis)
+    axes, usable, certain, astray = _locate_calls(tape, outputs, axis)
     probe = make_probe(outputs, axis)
     parameters = list(tape.parameters.values())
     expected = batched_grad([outputs], parameters, [probe.columns])
@@ -166,13 +173,13 @@ def _prove(tape: Tape, outputs: Tensor, axis: SampleAxis) -> tuple[Structure, bo
             dense.append(name)
     if dense:
         _log.info("No structured Jacobian for %s: computed as dense rows.", ", ".join(dense))
-    return Structure(axes, usable, tuple(dense), unused), certain
+    return Structure(axes, usable, tuple(dense), unused, astray), certain
 
 
 def _locate_calls(
     tape: Tape, outputs: Tensor, axis: SampleAxis
-) -> tuple[tuple[tuple[SampleAxis | None, ...], ...], tuple[bool, ...], bool]:
-    """Sample axes of all calls, which calls have them, and whether every sample was seen.
+) -> tuple[tuple[tuple[SampleAxis | None, ...], ...], tuple[bool, ...], bool, bool]:
+    """Sample axes of all calls, which calls have them, whether every sample was seen, or astray.
 
     Raises:
         InteractionError: Samples influence each other.
@@ -186,13 +193,15 @@ def _locate_calls(
             if grads is not None:
                 arrived[index] = True
                 found[index].look(grads, member)
-    axes, usable = [], []
+    axes, usable, astray = [], [], False
     for call, outlets in zip(tape.calls, places, strict=True):
         live = [place for place in outlets if place is not None and arrived[place]]
         for place in live:
-            mixed = not found[place].axes and found[place].mixed
-            if mixed and call.tainted and _takes_samples(call, tape, axis.num_samples):
-                raise InteractionError(_interaction_message(call))
+            unlocated = call.tainted and not found[place].axes and found[place].can_hold
+            if unlocated and _takes_samples(call, tape, axis.num_samples):
+                if found[place].mixed:
+                    raise InteractionError(_interaction_message(call))
+                astray = True
         known = [
             found[place].axes[0] if place in live and found[place].axes else None
             for place in outlets
@@ -201,7 +210,7 @@ def _locate_calls(
         complete = bool(live) and sum(item is not None for item in known) == len(live)
         usable.append(complete and not call.is_complex)
     certain = all(place.certain() for place, seen in zip(found, arrived, strict=True) if seen)
-    return tuple(axes), tuple(usable), certain
+    return tuple(axes), tuple(usable), certain, astray
 
 
 def _takes_samples(call: Call, tape: Tape, num_samples: int) -> bool:

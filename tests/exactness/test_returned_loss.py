@@ -228,3 +228,27 @@ def test_samples_on_the_second_axis_of_a_sequence(length: int) -> None:
         for n in range(N)
     ]
     torch.testing.assert_close(found.gradient_norms(), torch.stack(norms))
+
+
+def test_members_of_an_ensemble_before_the_samples() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.ModuleList(nn.Linear(4, C) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([member(x) for member in self.members], dim=1)
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.transpose(0, 1).flatten(0, 1), y.repeat(2))
+
+    torch.manual_seed(0)
+    model = Ensemble().double()
+    found = evaluate(Problem(model, loss, X, Y))
+    expected = evaluate(
+        Problem(
+            model, lambda f, y: F.cross_entropy(f.transpose(1, 2), y[:, None].expand(N, 2)), X, Y
+        )
+    )
+    torch.testing.assert_close(found.gradient_norms(), expected.gradient_norms())
+    torch.testing.assert_close(found.directions(k=3).lambdas, expected.directions(k=3).lambdas)
