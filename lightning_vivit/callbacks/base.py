@@ -94,8 +94,9 @@ class Monitor(Callback):
             module's own dtype, and float32 in place of half precision. Autocast and TF32 are off.
         max_overhead: Share of wall-clock time that the monitors of the Trainer may take together,
             such as 0.05. Scheduled steps that would exceed it are left out. None: never.
-        max_memory: Bytes that a Gram matrix and its columns may use over the forward pass; under
-            FSDP the gathered copy of the module counts too. None: half of what is free.
+        max_memory: Bytes that a Gram matrix and its columns may use over the forward pass, or
+            matrix-free the samples in memory at once; under FSDP the gathered copy of the module
+            counts too. None: half of what is free.
         on_result: Called with the `MonitorResult` of each monitored step, on every rank with its
             own. What it raises is treated as `on_error` says.
         history: How many results to keep in `results`, at most 64 MiB together; 0 for none.
