@@ -167,6 +167,7 @@ class Memory(pl.Callback):
 
 def grow(last: int = 2000) -> Memory:
     """A run with all three monitors at every step, with the pictures as they come by default."""
+    warnings.simplefilter("ignore")  # a process of its own
     record = Memory()
     monitors = [kind(k=5, every_n_steps=1, data="batch", max_samples=16) for kind in KINDS]
     fit("digits", [record, *monitors], logger=True, max_steps=last)
