@@ -165,23 +165,24 @@ class Memory(pl.Callback):
             self.sizes.append(resident())
 
 
-def grow(last: int = 2000) -> Memory:
-    """A run with all three monitors at every step, with the pictures as they come by default."""
+def grow(last: int = 2000) -> tuple[list[int], list[float]]:
+    """Steps and MiB: all three monitors at every step, with pictures as they come by default."""
+    warnings.simplefilter("ignore")  # a process of its own
     record = Memory()
     monitors = [kind(k=5, every_n_steps=1, data="batch", max_samples=16) for kind in KINDS]
     fit("digits", [record, *monitors], logger=True, max_steps=last)
-    return record
+    return record.steps, record.sizes
 
 
 def memory() -> None:
     for _ in range(3):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            found = fresh.submit(grow).result()
-        slope = statistics.linear_regression(found.steps, found.sizes).slope * 1000
+            steps, sizes = fresh.submit(grow).result()
+        slope = statistics.linear_regression(steps, sizes).slope * 1000
         print(
-            f"memory, digits, all monitors with pictures: {found.sizes[0]:.1f} MiB at step "
-            f"{found.steps[0]}, {found.sizes[-1]:.1f} at step {found.steps[-1]}, lowest "
-            f"{min(found.sizes):.1f}, highest {max(found.sizes):.1f}, slope {slope:+.2f} MiB per "
+            f"memory, digits, all monitors with pictures: {sizes[0]:.1f} MiB at step "
+            f"{steps[0]}, {sizes[-1]:.1f} at step {steps[-1]}, lowest "
+            f"{min(sizes):.1f}, highest {max(sizes):.1f}, slope {slope:+.2f} MiB per "
             "1,000 monitored steps",
             flush=True,
         )
