@@ -5,6 +5,7 @@ The state of the search in `lanczos`: a Krylov decomposition A B^T = B^T T + E^T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,8 +16,9 @@ from torch import Tensor
 from lightning_vivit.errors import ProblemError
 
 Halves: TypeAlias = "Callable[[Tensor], tuple[Tensor | None, Tensor]]"
-_CHUNK = 1 << 13  # entries of a vector that are summed in its own dtype
-_LITTLE = 0.7  # share of a vector after orthogonalisation, below which it is done again
+_CHUNK = 1 << 15  # entries of a vector that are summed in its own dtype
+_LONG = 1 << 16  # the same where a vector is multiplied with itself
+_LITTLE = 0.5  # share of a vector after orthogonalisation, below which it is done again
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ class Search:
             return 0
         between, images = self._multiply(new)
         self.products += count
-        size = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64)
-        if not bool(size.isfinite().all()):
+        sizes = [_norm(image) for image in images]
+        if not all(map(math.isfinite, sizes)):
             raise ProblemError(
                 "A curvature-vector product is not finite: the network's derivatives overflowed. "
                 "Look at the loss and the learning rate, or use more precision."
@@ -205,31 +207,32 @@ class Search:
         basis = self._basis[: self.filled]
         inner = inner_products(basis, images)  # [m, count]
         rest = torch.addmm(images, inner.T.to(basis.dtype), basis, alpha=-1.0)
-        length = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
-        if bool((length < _LITTLE * size).any()):  # what is left may be rounding of what was taken
+        lengths = [_norm(vector) for vector in rest]
+        pairs = zip(lengths, sizes, strict=True)
+        if any(
+            length < _LITTLE * size for length, size in pairs
+        ):  # what is left may be rounding of what was taken
             again = inner_products(basis, rest)
             rest.addmm_(again.T.to(basis.dtype), basis, alpha=-1.0)
             inner += again
+            lengths = [_norm(vector) for vector in rest]
         self._projected[: self.filled, old : self.filled] = inner
         self._projected[old : self.filled, :old] = inner[:old].T
         own = inner[old:]
         self._projected[old : self.filled, old : self.filled] = (own + own.T) / 2
         rank = self._edge.shape[0]
         for index, vector in enumerate(rest):
-            self._to_edge(vector, old + index, float(inner[:, index].norm()))
+            self._to_edge(vector, lengths[index], old + index, float(inner[:, index].norm()))
         self._grew = self._edge.shape[0] > rank
         return count
 
-    def _to_edge(self, vector: Tensor, column: int, scale: float) -> None:
+    def _to_edge(self, vector: Tensor, whole: float, column: int, scale: float) -> None:
         """Write the residual of one product in terms of the edge, with a new row if it needs it."""
-        whole = _norm(vector)
-        for _ in range(2):
-            if self._edge.shape[0] == 0:
-                break
+        for _ in range(2 if self._edge.shape[0] else 0):
             inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
             self._coefficients[:, column] += inside
             vector = vector - inside.to(vector.dtype) @ self._edge
-        length = _norm(vector)
+        length = _norm(vector) if self._edge.shape[0] else whole
         if length <= 4 * self._eps * max(scale, whole):
             return
         vector = vector / length
@@ -306,4 +309,5 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    squares = torch.stack([part @ part for part in vector.split(_LONG)])
+    return math.sqrt(float(squares.sum(dtype=torch.float64)))
