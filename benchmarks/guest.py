@@ -107,20 +107,56 @@ def fit(subject: str, monitors: list[Any], logger: Any = False, **limits: Any) -
     return watch
 
 
+class Alternate(pl.Callback):
+    """Attaches and detaches monitors in turn within one run, and times the steps of both kinds."""
+
+    def __init__(self, monitors: list[Any], block: int = 8) -> None:
+        self.monitors, self.block = monitors, block
+        self.medians: list[float] = []  # CPU seconds of a step, of a block without, with, without
+        self._steps: list[float] = []
+        self._last: float | None = None
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        """A step ends here and the next begins, so that all hooks are between two calls."""
+        now = time.process_time()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+        if trainer.global_step % self.block == 0:
+            attached = self.monitors[0] in trainer.callbacks
+            if attached == (len(self.medians) % 2 == 1):
+                self.medians.append(statistics.median(self._steps))
+            others = [found for found in trainer.callbacks if found not in self.monitors]
+            trainer.callbacks[:] = others if attached else [*others, *self.monitors]
+            self._steps, self._last = [], None  # this step pays for the change
+
+    def ratios(self) -> list[float]:
+        """Each block with monitors over the mean of its two neighbours without, sorted."""
+        found = self.medians
+        return sorted(
+            2 * found[i] / (found[i - 1] + found[i + 1]) for i in range(1, len(found) - 1, 2)
+        )
+
+
 def idle() -> None:
-    for subject, steps in (("digits", 300), ("resnet20", 40)):
-        ratios = []
-        for _ in range(5):
-            bare = fit(subject, [], max_steps=steps)
-            silent = [kind(k=2, schedule=lambda step: False) for kind in KINDS]
-            watched = fit(subject, silent, max_steps=steps)
-            ratios.append(statistics.median(watched.steps) / statistics.median(bare.steps))
-            hooks = sum(watched.looks) / sum(watched.steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other count as CPU seconds
+    for subject, steps in (("digits", 8000), ("resnet20", 800)):
+        silent: list[Any] = [kind(k=2, steps=[10**9]) for kind in KINDS]
+        watch = Alternate(silent)
+        fit(subject, [watch, *silent], max_steps=steps)
+        ratios = watch.ratios()
+        first, last = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
+        error = 0.93 * (last - first) / len(ratios) ** 0.5  # of a median, if normal
+        silent = [kind(k=2, steps=[10**9]) for kind in KINDS]
+        hooked = fit(subject, silent, max_steps=steps // 20)
+        hooks = sum(hooked.looks) / sum(hooked.steps)
         print(
             f"idle, {subject}: step with monitors over without {statistics.median(ratios):.4f} "
-            f"(median of {len(ratios)}: {', '.join(f'{r:.3f}' for r in ratios)}); "
-            f"the monitors' hooks are {hooks:.3%} of the steps"
+            f"+- {error:.4f} ({len(ratios)} blocks of steps in turn, quarters {first:.3f} and "
+            f"{last:.3f}); the monitors' hooks are {hooks:.3%} of the steps"
         )
+    torch.set_num_threads(threads)
 
 
 def budget() -> None:

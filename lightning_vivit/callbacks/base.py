@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -178,6 +177,7 @@ class Monitor(Callback):
         self._raw = RawResults(on_result, history, dump)
         self._session = Session(last=self)
         self._looked_at: Any = None  # the batch that an error message describes
+        self._state_key: str | None = None  # during a run
         self._start_over()
 
     def _start_over(self) -> None:
@@ -243,8 +243,11 @@ class Monitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """One key per set of options, so that several instances keep their states apart."""
-        return self._generate_state_key(**self.options())
+        """One key per set of options, so that several instances keep their states apart.
+
+        During a run it is that of its start: the Trainer asks for it around every hook.
+        """
+        return self._state_key or self._generate_state_key(**self.options())
 
     # ------------------------------------------------------------------ hooks of the Trainer
 
@@ -252,6 +255,8 @@ class Monitor(Callback):
         """Check what can be checked before training, and join the other monitors."""
         if stage != "fit":
             return
+        self._state_key = None
+        self._state_key = self.state_key
         monitors = _monitors(trainer)
         check_setup(
             type(self).__name__,
@@ -283,19 +288,21 @@ class Monitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Compute if the step is due; free what was shared after the last monitor."""
+        """Compute if the step is due; free what was shared after the last monitor.
+
+        Steps that are not due pay for little more than the question.
+        """
+        session = self._session
         try:
-            with self._guarded():
-                if not self._stopped and self._due(trainer, batch_idx):
-                    with self._session.pacer.timed():
-                        self._look(trainer, pl_module, batch, batch_idx)
-            if self._session.last is self:
-                with self._guarded():
-                    self._log_cost(trainer)
-                self._lay_out_once(trainer)
+            if not self._stopped and self._due(trainer, batch_idx):
+                with session.pacer.timed():
+                    self._look(trainer, pl_module, batch, batch_idx)
+        except Exception as error:
+            self._fail(session.ranks.spread(error))
         finally:
-            if self._session.last is self:
-                self._session.end_step()
+            self._looked_at = None
+        if session.last is self and session.pacer.counting:
+            self._end_step(trainer)
 
     def on_validation_batch_start(
         self,
@@ -330,6 +337,7 @@ class Monitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free what was shared."""
         self._session.end_step()
+        self._state_key = None
 
     # ------------------------------------------------------------------ one monitored step
 
@@ -338,36 +346,33 @@ class Monitor(Callback):
         if step == self._step:  # a further batch of an accumulated step
             return False
         self._step = step
-        due = self.schedule.due(step, trainer.current_epoch, batch_idx == 0)
+        epoch = 0 if self.schedule.every_n_epochs is None else trainer.current_epoch
+        due = self.schedule.due(step, epoch, batch_idx == 0)
         if self.schedule.function is not None:
             due = bool(self._session.ranks.first(due))  # it may say something else on each rank
         return due and self._session.affords(self, self._step, self.max_overhead)
 
-    def _log_cost(self, trainer: Trainer) -> None:
-        cost = self._session.pacer.end_step()
-        if cost is not None and not self._stopped:
-            scalars = dict(zip(COST_KEYS, cost, strict=True))
-            publish(trainer, Report(x_axis_step(trainer), self._session.ranks.first(scalars)))
-            self._session.ranks.exchange()
+    def _end_step(self, trainer: Trainer) -> None:
+        """All monitors of the step have computed."""
+        try:
+            cost = self._session.pacer.end_step()
+            if cost is not None and not self._stopped:
+                scalars = dict(zip(COST_KEYS, cost, strict=True))
+                publish(trainer, Report(x_axis_step(trainer), self._session.ranks.first(scalars)))
+                self._session.ranks.exchange()
+        except Exception as error:
+            self._fail(self._session.ranks.spread(error))
+        try:
+            self._lay_out_once(trainer)
+        finally:
+            self._session.end_step()
 
     def _lay_out_once(self, trainer: Trainer) -> None:
         """Lay out the dashboards after the first monitored step, which tells what is known."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+        monitors = _monitors(trainer)
         if not self._session.laid_out and any(monitor._looks for monitor in monitors):
             self._session.laid_out = True
             lay_out(trainer, [chart for monitor in monitors for chart in monitor.charts()])
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Nothing that a monitor does ends the run, unless the user wants it."""
-        self._looked_at = None
-        try:
-            yield
-        except Exception as error:
-            self._fail(self._session.ranks.spread(error))
-        finally:
-            self._looked_at = None
 
     def _look(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         with isolated_rng(), shown_in_progress_bar(trainer, type(self).__name__):

@@ -25,6 +25,11 @@ class Pacer:
         self.last = 0.0
         self._step: float | None = None  # seconds of the monitored step that goes on
 
+    @property
+    def counting(self) -> bool:
+        """Whether a monitor has computed since `end_step`."""
+        return self._step is not None
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Count what one monitor does."""

@@ -208,6 +208,21 @@ def test_every_option_is_in_the_state_key() -> None:
     assert len({monitor.state_key for monitor in variants}) == len(variants)
 
 
+def test_the_state_key_is_made_once_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer asks for it around each hook of each step, where it cost 4% of a short step."""
+    made: list[int] = []
+    monitor = GGNSpectrumMonitor(steps=[1000])
+    monkeypatch.setattr(monitor, "options", lambda: made.append(monitor._step) or {"k": 1})
+    run = trainer(tmp_path, monitor, max_epochs=2)
+    run.fit(Classifier(), loader())
+    assert run.global_step > 4 and set(made) == {-1}  # before the first step
+    monitor.k, before = 3, monitor.state_key
+    monkeypatch.undo()
+    assert monitor.state_key != before  # after a run the options count again
+
+
 def test_a_second_fit_starts_over(tmp_path: Path) -> None:
     monitor = NTKMonitor(every_n_steps=2)
     for _ in range(2):
