@@ -123,6 +123,13 @@ class CrossEntropy(SampleLoss):
         top = self._probabilities.argmax(-1, keepdim=True).transpose(1, 2)
         return self._layout.split(top).unsqueeze(-1)
 
+    @cached_property
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        """sqrt(w) [N, T, 1, L, 1] and sqrt(p) [N, T, C, L, 1], for `root_product`."""
+        total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1)
+        p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
+        return total.sqrt(), p.sqrt()
+
     def _terms(self) -> Tensor:
         """Weighted terms of the positions, [N*T, L]."""
         logs = self._logits.log_softmax(-1)
@@ -183,8 +190,7 @@ class CrossEntropy(SampleLoss):
         n, count = vectors.shape[0], vectors.shape[2]
         parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
         p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
-        total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1).sqrt()
-        root = p.sqrt()
+        total, root = self._roots
         if transpose:
             top = self._most_likely.expand(-1, -1, -1, -1, count)
             parts = parts - parts.gather(2, top)  # changes nothing, as in `hessian_product`

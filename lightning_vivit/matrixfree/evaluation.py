@@ -8,6 +8,7 @@ a thousand classes, language models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError
-from lightning_vivit.matrixfree.lanczos import Eigenpairs, leading_eigenpairs
+from lightning_vivit.matrixfree.dual import DualSpace
+from lightning_vivit.matrixfree.krylov import normalise
+from lightning_vivit.matrixfree.lanczos import (
+    Eigenpairs,
+    leading_eigenpairs,
+    search_vectors,
+)
 from lightning_vivit.matrixfree.live import Space
 from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.matrixfree.start import Start, starting_block
@@ -83,6 +90,8 @@ class MatrixFreeEvaluation:
         self._products = Products(
             problem, names, matrix=matrix, microbatch=microbatch, max_memory=max_memory
         )
+        self._duals: dict[str, DualSpace | None] = {}
+        self._pushed: dict[str, Tensor] = {}  # J e of the eigenvectors, [N, D, K]
         self._spaces = {group: self._products.space(own) for group, own in groups.items()}
         self._k, self.tol, self.matrix, self._which = k, tol, matrix, which
         self._start = dict(start or {})
@@ -107,7 +116,8 @@ class MatrixFreeEvaluation:
     @property
     def products(self) -> int:
         """Products so far, each 1 to 1.5 training steps (with the Hessian 1.5 to 2.5)."""
-        return -(-self._products.halves // 2)
+        duals = [dual.halves for dual in self._duals.values() if dual is not None]
+        return -(-(self._products.halves + sum(duals)) // 2)
 
     def eigenpairs(self, group: str = "all", k: int | None = None) -> Eigenpairs:
         """The leading eigenpairs of a group with their residuals.
@@ -134,28 +144,31 @@ class MatrixFreeEvaluation:
         elif warm is not None and warm.vectors.shape[1] == space.size:
             start = starting_block(warm, self.tol)
         products = self._products
-        size = products.in_outputs(space)
-        size = None if size is not None and wanted > size else size
-        if size is not None and start is not None:
-            start = products.push(space, start)
-
-        def halves(columns: Tensor) -> tuple[Tensor, Tensor]:
-            pulled = products.pull(space, columns)
-            return pulled, products.push(space, pulled)
-
-        found = leading_eigenpairs(
-            lambda vectors: products.multiply(space, vectors),
-            space.size if size is None else size,
-            wanted,
-            halves=None if size is None else halves,
-            tol=self.tol,
-            which=self._which,
-            start=start,
-            max_products=self._max_products,
-            dtype=self._products.dtype,
-            device=self._products.device,
-            generator=torch.Generator().manual_seed(self._seed),
-        )
+        dual = self._dual(group)
+        if dual is not None and wanted > dual.size:
+            dual = None
+        with products.prepared():
+            if dual is not None and start is not None:
+                start = dual.push(start)
+            found = leading_eigenpairs(
+                lambda vectors: products.multiply(space, vectors),
+                space.size if dual is None else dual.size,
+                wanted,
+                halves=dual,
+                tol=self.tol,
+                which=self._which,
+                start=start,
+                max_products=self._max_products,
+                max_basis=None if dual is None else dual.vectors(search_vectors(wanted)),
+                dtype=products.dtype,
+                device=products.device,
+                generator=torch.Generator().manual_seed(self._seed),
+            )
+        if dual is not None:
+            vectors = dual.expand(found.vectors)
+            norms = normalise(vectors)
+            self._pushed[group] = dual.pushed(found.vectors) / norms
+            found = replace(found, vectors=vectors)
         if not found.converged:
             rank_zero_warn(
                 f"After {found.products} curvature-vector products the {wanted} leading "
@@ -211,7 +224,8 @@ class MatrixFreeEvaluation:
             ggn_samples: Not supported here.
 
         Returns:
-            The directions, ascending. Costs k Jacobian-vector products.
+            The directions, ascending. Costs k Jacobian-vector products; nothing where the search
+            went among vectors over samples and outputs, which has them already.
 
         Raises:
             OptionError: k is out of range, a subset of the samples, or the Hessian.
@@ -223,7 +237,12 @@ class MatrixFreeEvaluation:
         pairs = self.eigenpairs(group, k)
         count = min(self._k if k is None else k, pairs.values.numel())
         values = pairs.values[-count:]
-        slopes, curvatures = self._products.derivatives(self._space(group), pairs.vectors[-count:])
+        if group in self._pushed:
+            slopes, curvatures = self._products.along(self._pushed[group][..., -count:])
+        else:
+            slopes, curvatures = self._products.derivatives(
+                self._space(group), pairs.vectors[-count:]
+            )
         known = values > numerical_floor(values, self._products.dtype)
         gammas = torch.where(known, slopes, torch.nan)
         return Directions(values, gammas, curvatures, self.scale, self.scale)
@@ -253,21 +272,23 @@ class MatrixFreeEvaluation:
         Costs `trace_samples` Jacobian-vector products (full products for the Hessian).
         """
         if group not in self._traces:
-            pairs, space = self.eigenpairs(group), self._space(group)
-            dual = pairs.basis.shape[1] != space.size
+            pairs, space, dual = self.eigenpairs(group), self._space(group), self._dual(group)
+            if pairs.basis.shape[1] == space.size:
+                dual = None
 
             def form(vectors: Tensor) -> Tensor:
-                if dual:
-                    return self._products.pull(space, vectors).double().square().sum(1)
+                if dual is not None:
+                    return dual.squares(dual.pull(vectors))
                 return self._products.quadratic(space, vectors)
 
-            self._traces[group] = estimate_trace(
-                form,
-                pairs.basis,
-                pairs.captured,
-                self._trace_samples,
-                torch.Generator().manual_seed(self._seed + 1),
-            )
+            with self._products.prepared():
+                self._traces[group] = estimate_trace(
+                    form,
+                    pairs.basis,
+                    pairs.captured,
+                    self._trace_samples,
+                    torch.Generator().manual_seed(self._seed + 1),
+                )
         return self._traces[group]
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:
@@ -328,6 +349,11 @@ class MatrixFreeEvaluation:
                 f"{float(pairs.residuals.max()):>17.1e} {'yes' if pairs.converged else 'no'}"
             )
         return "\n".join(lines)
+
+    def _dual(self, group: str) -> DualSpace | None:
+        if group not in self._duals:
+            self._duals[group] = self._products.dual(self._space(group))
+        return self._duals[group]
 
     def _space(self, group: str) -> Space:
         if group not in self._spaces:

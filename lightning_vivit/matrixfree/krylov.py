@@ -27,7 +27,7 @@ class Eigenpairs:
 
     Attributes:
         values: [k] ascending (for ``magnitude``: ascending in magnitude), float64.
-        vectors: [k, P], orthonormal rows.
+        vectors: [k, P], orthonormal rows, or what `leading_eigenpairs` says of `halves`.
         residuals: [k], ||A e - mu e|| / |mu|; for values below rounding relative to that bound.
         products: Matrix-vector products that were spent.
         converged: Whether all residuals are within the tolerance.
@@ -130,6 +130,11 @@ class Search:
         self._coefficients = self._coefficients[count:]
         return self._append(new)
 
+    @property
+    def rank(self) -> int:
+        """Rows of the edge."""
+        return self._edge.shape[0]
+
     def probe(self, steps: int, k: int) -> None:
         """Iterate a random vector in the complement of the basis."""
         for step in range(steps):
@@ -205,17 +210,19 @@ class Search:
         self._basis[old : old + count] = new
         self.filled = old + count
         basis = self._basis[: self.filled]
-        inner = inner_products(basis, images)  # [m, count]
-        rest = torch.addmm(images, inner.T.to(basis.dtype), basis, alpha=-1.0)
-        lengths = [_norm(vector) for vector in rest]
-        pairs = zip(lengths, sizes, strict=True)
-        if any(
-            length < _LITTLE * size for length, size in pairs
-        ):  # what is left may be rounding of what was taken
-            again = inner_products(basis, rest)
-            rest.addmm_(again.T.to(basis.dtype), basis, alpha=-1.0)
-            inner += again
+        recent = slice(max(0, old - count), self.filled)
+        inner = torch.zeros_like(self._projected[: self.filled, :count])  # [m, count]
+        rest, lengths = images, sizes
+        # Most of an image lies along the newest vectors: without that, one pass over all is exact.
+        for some in (recent, slice(None), slice(None)):
+            befores = lengths
+            found = inner_products(basis[some], rest)
+            rest = torch.addmm(rest, found.T.to(basis.dtype), basis[some], alpha=-1.0)
+            inner[some] += found
             lengths = [_norm(vector) for vector in rest]
+            pairs = zip(lengths, befores, strict=True)
+            if some != recent and all(length >= _LITTLE * before for length, before in pairs):
+                break  # else what is left may be rounding of what was taken
         self._projected[: self.filled, old : self.filled] = inner
         self._projected[old : self.filled, :old] = inner[:old].T
         own = inner[old:]
@@ -250,12 +257,12 @@ class Search:
         self._coefficients = torch.cat([self._coefficients, row])
 
     def result(self, found: Ritz, converged: bool) -> Eigenpairs:
-        """The pairs in parameter space, ascending."""
+        """The pairs, ascending; their vectors in the form that the first half has, if any."""
         basis = self._basis[: self.filled].clone()
         stored = basis if self._between is None else self._between[: self.filled]
         vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
-        for vector in vectors:
-            vector /= max(_norm(vector), torch.finfo(basis.dtype).tiny)
+        if self._between is None:
+            normalise(vectors)
         captured = float(self._projected[: self.filled, : self.filled].trace())
         return Eigenpairs(
             found.values.flip(0),
@@ -306,6 +313,14 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
     for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True):
         total += left @ right.T
     return total
+
+
+def normalise(vectors: Tensor) -> Tensor:
+    """Divide K vectors [K, P] by their norms, in place; returns these, [K]."""
+    norms = [max(_norm(vector), torch.finfo(vectors.dtype).tiny) for vector in vectors]
+    found = vectors.new_tensor(norms)
+    vectors /= found.unsqueeze(1)
+    return found
 
 
 def _norm(vector: Tensor) -> float:

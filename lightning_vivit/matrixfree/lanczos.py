@@ -29,6 +29,7 @@ from lightning_vivit.matrixfree.krylov import Eigenpairs, Halves, Search
 
 WHICH = ("largest", "magnitude")
 _FINEST = 5e-4  # residual below which eigenvalues that look like one are too rare to search for
+_FAR = 10.0  # tolerances that no two products bridge
 _PATIENCE = 10  # products spent on it
 
 
@@ -73,8 +74,9 @@ def leading_eigenpairs(
         max_basis: Vectors in memory; None for 3 k + 20.
         block: Vectors multiplied at once.
         verify: Steps of the final search for multiple eigenvalues, if there was no `start`.
-        halves: For a matrix V^T V of this size: [b, size] to V u and V^T V u. The vectors of the
-            result are then those of V V^T.
+        halves: For a matrix V^T V of this size: [b, size] to V u, in any form [b, Q] that is
+            linear in u, and V^T V u. The result then has that form of the vectors of V V^T, with
+            the norms that V gives to orthonormal u.
         dtype: Of the vectors.
         device: Of the vectors.
         generator: Source of random vectors, on the CPU; None for a fixed seed.
@@ -123,7 +125,8 @@ def leading_eigenpairs(
             after = search.ritz(k)
             checks = 0
             if float((after.values - before).abs().max()) > tol * float(before.abs().max()):
-                checks = verify  # something was missed
+                verify *= 2  # something was missed, so more may be
+                checks = verify
             continue
         search.restart_if_full(k, block)
         worst = found.residuals.argsort(descending=True)[:block]
@@ -131,6 +134,10 @@ def leading_eigenpairs(
         grown = search.expand(found.edges[:, worst]) if worst.numel() else search.extend()
         if grown == 0:
             break
+        far = found.count < k or float(found.residuals.max()) > _FAR * tol
+        if far and search.rank == 1 and search.products < limit:
+            search.restart_if_full(k, block)
+            search.expand(found.edges.new_ones(1, 1))  # there is one direction to go
     return search.result(found, done)
 
 

@@ -3,7 +3,7 @@
 Choose this where N*D is too large for a Gram matrix. Nothing of the size outputs x parameters is
 formed. One microbatch at a time is in memory; with a single one its graph is kept, and a product
 costs one double backward pass (J v) and one backward pass (J^T w). Where samples times outputs
-are fewer than half the parameters, the search can run among vectors over those (`in_outputs`).
+are fewer than half the parameters, the search can run among vectors over those (`dual`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.losses import SampleLayout, make_loss
+from lightning_vivit.matrixfree.dual import DualSpace
 from lightning_vivit.matrixfree.linear import Linearization, graph_grad
 from lightning_vivit.matrixfree.live import LivePart, Space, is_own, live_gradients
 from lightning_vivit.matrixfree.parts import (
@@ -29,6 +30,7 @@ from lightning_vivit.matrixfree.parts import (
 from lightning_vivit.matrixfree.room import fitting_samples
 from lightning_vivit.matrixfree.twice import TwiceDifferentiable
 from lightning_vivit.problem import Problem, Recording, batch_size
+from lightning_vivit.recording import Tape
 from lightning_vivit.replay import quiet_numerics
 
 MATRICES = ("ggn", "hessian")
@@ -100,6 +102,8 @@ class Products:
             Whether it is done; else the batch does not fit, and smaller microbatches are set.
         """
         self._kept: LivePart | None = None
+        self._tape: Tape | None = None  # of what is kept
+        self._prepared = False
         self._starts: list[int] = []
         alone = len(self._bounds) == 1
         sizes: list[Size] = []
@@ -129,7 +133,7 @@ class Products:
                 if index == 0:
                     self._prove(part)
                 if alone:
-                    self._kept = part
+                    self._kept, self._tape = part, found.tape
                 else:
                     sizes.append(Size.of(call, part.loss, part.layout.num_samples))
         self.outputs = outputs[0] if alone else torch.cat(outputs)  # [N, D]
@@ -193,47 +197,33 @@ class Products:
                     total[some] += weight * space.join(pulled)
         return total
 
-    def in_outputs(self, space: Space) -> int | None:
-        """Entries of a vector over samples times outputs, if the search is cheaper among those.
+    def dual(self, space: Space) -> DualSpace | None:
+        """V and V^T of G = V V^T, if a search is cheaper among vectors over samples and outputs.
 
-        G = V V^T with V = sqrt(scale) J^T S has the nonzero eigenvalues of V^T V, whose vectors
-        have N*D entries in place of P. Only for the GGN, one microbatch, and losses that multiply
-        with S without forming it.
+        Only for the GGN, one microbatch, and losses that multiply with S without forming it.
         """
         size = self.num_samples * self.depth
         if self._matrix == "hessian" or self._kept is None or 2 * size > space.size:
             return None
         probe = self.outputs.new_zeros(self.num_samples, self.depth, 1)
-        return None if self._kept.loss.root_product(probe) is None else size
+        if self._kept.loss.root_product(probe) is None:
+            return None
+        assert self._tape is not None
+        with self.prepared():
+            return DualSpace(self._kept, space, self._tape, self.scale)
 
-    def pull(self, space: Space, columns: Tensor) -> Tensor:
-        """V u for K vectors over samples and outputs, [K, N*D] to [K, P]: half a product."""
-        self.halves += columns.shape[0]
-        pulled = [self._pull(space, column) for column in columns.split(1)]
-        return torch.cat(pulled)
-
-    def push(self, space: Space, vectors: Tensor) -> Tensor:
-        """V^T v for K vectors, [K, P] to [K, N*D]: half a product."""
-        self.halves += vectors.shape[0]
-        part = self._kept
-        assert part is not None
-        found = []
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Set the numerics once for many products; each one sets them by itself otherwise."""
+        if self._prepared or self._kept is None:
+            yield
+            return
         with quiet_numerics():
-            for vector in vectors.split(1):
-                pushed = part.outputs_of(part.linear.jacobian_vector(space.split(vector)))
-                weighed = part.loss.root_product(pushed, transpose=True)
-                assert weighed is not None
-                found.append(weighed.mul_(self.scale**0.5).reshape(1, -1))
-        return torch.cat(found)
-
-    def _pull(self, space: Space, column: Tensor) -> Tensor:
-        part = self._kept
-        assert part is not None
-        weighed = part.loss.root_product(column.reshape(self.num_samples, self.depth, 1))
-        assert weighed is not None
-        cotangent = part.columns_of(weighed.mul_(self.scale**0.5))
-        with quiet_numerics():
-            return space.join(part.linear.vector_jacobian(cotangent, list(space.shapes)))
+            self._prepared = True
+            try:
+                yield
+            finally:
+                self._prepared = False
 
     def quadratic(self, space: Space, vectors: Tensor) -> Tensor:
         """v^T G v for K vectors, [K]; for the GGN it costs J v only, half a product."""
@@ -256,16 +246,18 @@ class Products:
         curvatures = torch.zeros_like(slopes)
         for index in range(len(self._bounds)):
             with self._opened(index) as (part, weight, _):
-                factor = weight / self.scale
                 rows = slice(part.start, part.start + part.layout.num_samples)
-                gradient = part.loss.gradient().unsqueeze(2)
                 for some in self._blocks(part, count):
                     block = space.split(vectors[some])
                     pushed = part.outputs_of(part.linear.jacobian_vector(block))  # [N, D, K]
-                    slopes[rows, some] = factor * (gradient * pushed).sum(1, dtype=torch.float64)
-                    weighed = part.loss.hessian_product(pushed).mul_(pushed)
-                    curvatures[rows, some] = factor * weighed.sum(1, dtype=torch.float64)
+                    found = _derivatives(part, weight / self.scale, pushed)
+                    slopes[rows, some], curvatures[rows, some] = found
         return slopes, curvatures
+
+    def along(self, pushed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from J v_k [N, D, K] of all samples, which are in memory at once."""
+        assert self._kept is not None
+        return _derivatives(self._kept, 1.0, pushed)
 
     def gradient(self, space: Space) -> Tensor:
         """Gradient of the loss, [P]."""
@@ -357,7 +349,7 @@ class Products:
         """A microbatch with its weight in sum_n l_n and its share of the loss."""
         weight, share = self._weights[index], self._shares[index]
         if self._kept is not None:
-            with quiet_numerics():
+            with self.prepared():
                 yield self._kept, weight, share
             return
         with self._recorded(index) as recording:
@@ -372,3 +364,11 @@ class Products:
             call, _ = require_loss(recording)
             layout = SampleLayout(count, self._layout.minor)
             return Size.of(call, make_loss(call, layout), count)
+
+
+def _derivatives(part: LivePart, factor: float, pushed: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes and curvatures of a part's samples, both [N, K] in float64, from J v [N, D, K]."""
+    gradient = part.loss.gradient().unsqueeze(2)
+    slopes = factor * (gradient * pushed).sum(1, dtype=torch.float64)
+    weighed = part.loss.hessian_product(pushed).mul_(pushed)
+    return slopes, factor * weighed.sum(1, dtype=torch.float64)

@@ -214,10 +214,11 @@ def test_newton_step_is_that_of_the_gram_matrix():
         torch.testing.assert_close(step[name], expected[name], rtol=1e-5, atol=1e-8)
 
 
-def test_all_copies_of_a_multiple_eigenvalue_are_found():
+@pytest.mark.parametrize("seed", range(6))
+def test_all_copies_of_a_multiple_eigenvalue_are_found(seed):
     """A linear model with squared error has every eigenvalue once for each output."""
     model = nn.Linear(30, 4).double()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     inputs, targets = torch.randn(200, 30).double(), torch.randn(200, 4).double()
     problem = Problem(model, nn.MSELoss(), inputs, targets)
     found = evaluate(problem, method="matrix_free", k=6, tol=1e-6)
