@@ -108,10 +108,15 @@ class DualSpace:
 
     def __call__(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """V u in compact form beside J V u [K, Q + N*D], and V^T V u [K, N*D], of u [K, N*D]."""
-        compact = self.pull(columns)
-        pushed = torch.stack([self._push(self._unfold(row)) for row in compact], dim=2)  # [N, D, K]
-        flat = pushed.permute(2, 0, 1).flatten(1)
-        return torch.cat([compact, flat], dim=1), self._weigh(pushed)
+        size, count = sum(self._sizes), columns.shape[0]
+        forms = columns.new_empty(count, size + self.size)
+        images = torch.empty_like(columns)
+        for form, column, image in zip(forms, columns, images, strict=True):
+            self._pull(column, form[:size])
+            pushed = self._push(self._unfold(form[:size]))
+            form[size:] = pushed.reshape(-1)
+            image.copy_(self._weigh(pushed.unsqueeze(2))[0])
+        return forms, images
 
     def vectors(self, count: int) -> int:
         """How many vectors u, with V u and J V u, need less memory than `count` of twice P."""
@@ -120,20 +125,9 @@ class DualSpace:
 
     def pull(self, columns: Tensor) -> Tensor:
         """V u for K vectors, [K, N*D] to the compact form [K, Q]: half a product."""
-        self.halves += columns.shape[0]
         found = columns.new_empty(columns.shape[0], sum(self._sizes))
         for row, column in zip(found, columns, strict=True):
-            weighed = self._part.loss.root_product(column.reshape(*self._shape, 1))
-            assert weighed is not None
-            cotangent = self._part.columns_of(weighed.mul_(self._root))
-            grads = torch.autograd.grad(
-                self._outputs, self._targets, cotangent[0], retain_graph=True, allow_unused=True
-            )
-            for place, grad in zip(row.split(self._sizes), grads, strict=True):
-                if grad is None:
-                    place.zero_()
-                else:
-                    place.copy_(grad.reshape(-1))
+            self._pull(column, row)
         return found
 
     def squares(self, compact: Tensor) -> Tensor:
@@ -176,6 +170,21 @@ class DualSpace:
             found.append(self._weigh(self._part.outputs_of(pushed)))
         self.halves += vectors.shape[0]
         return torch.cat(found)
+
+    def _pull(self, column: Tensor, compact: Tensor) -> None:
+        """V u [N*D] into a compact form [Q]."""
+        self.halves += 1
+        weighed = self._part.loss.root_product(column.reshape(*self._shape, 1))
+        assert weighed is not None
+        cotangent = self._part.columns_of(weighed.mul_(self._root))
+        grads = torch.autograd.grad(
+            self._outputs, self._targets, cotangent[0], retain_graph=True, allow_unused=True
+        )
+        for place, grad in zip(compact.split(self._sizes), grads, strict=True):
+            if grad is None:
+                place.zero_()
+            else:
+                place.copy_(grad.reshape(-1))
 
     def _unfold(self, row: Tensor) -> list[Tensor]:
         return [

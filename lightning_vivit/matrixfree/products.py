@@ -29,6 +29,7 @@ from lightning_vivit.matrixfree.parts import (
 )
 from lightning_vivit.matrixfree.room import fitting_samples
 from lightning_vivit.matrixfree.twice import TwiceDifferentiable
+from lightning_vivit.memory import reuse_freed_memory
 from lightning_vivit.problem import Problem, Recording, batch_size
 from lightning_vivit.recording import Tape
 from lightning_vivit.replay import quiet_numerics
@@ -79,6 +80,8 @@ class Products:
         """
         if matrix not in MATRICES:
             raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
+        if torch.device("cpu") in {parameter.device for parameter in problem.trainable().values()}:
+            reuse_freed_memory()
         self._problem, self._names, self._matrix = problem, list(names), matrix
         count = batch_size(problem.inputs)
         self._bounds = split_samples(count, microbatch)
