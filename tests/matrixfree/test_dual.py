@@ -24,6 +24,17 @@ class Tied(nn.Module):
         return self.last(torch.tanh(hidden @ self.first.weight))
 
 
+class Derived(nn.Module):
+    """A weight also counts through a tensor that is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(30, 20), nn.Linear(30, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(torch.tanh(self.first(x)) @ (2 * self.first.weight)))
+
+
 class Tokens(nn.Module):
     """Few positions: 4 samples with 3 tokens of 40 entries."""
 
@@ -64,6 +75,7 @@ def maps(rank: int, groups: int = 1) -> nn.Module:
 NETS = {
     "mlp": (mlp, (4, 30), 3),
     "tied": (Tied, (4, 30), 1),
+    "derived": (Derived, (4, 30), 0),
     "tokens": (Tokens, (4, 3, 40), 2),
     "scaled": (Scaled, (4, 30), 2),
     "conv1d": (lambda: maps(1), (4, 2, 16), 1),
