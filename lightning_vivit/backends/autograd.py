@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
 from lightning_vivit.backends.sweep import Collector, sweep
+from lightning_vivit.backends.tail import shared_tail
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor, add_uses
 from lightning_vivit.recording import Tape
@@ -70,7 +71,7 @@ def jacobian_factors(
     wanted = [name for name in (names or tape.parameters) if name not in structure.unused]
     dense = [name for name in wanted if name in structure.dense]
     structured = [name for name in wanted if name not in structure.dense]
-    factors = structured_factors(tape, outputs, structure, columns, structured, gathers)
+    factors = structured_factors(tape, outputs, structure, columns, structured, gathers, axis)
     factors.update(_graph_rows(tape, outputs, axis, columns, dense))
     return {name: factors[name] for name in wanted if name in factors}
 
@@ -82,6 +83,7 @@ def structured_factors(
     columns: Tensor,
     names: Sequence[str],
     gathers: bool = False,
+    axis: SampleAxis | None = None,
 ) -> dict[str, Factor]:
     """Factors of the parameters that rules or single operations cover.
 
@@ -92,6 +94,8 @@ def structured_factors(
         columns: [D, *outputs shape].
         names: Restrict the work to these parameters.
         gathers: Whether there is memory to gather columns, see `Collector`.
+        axis: Where the samples are in the outputs, to share work that is the same for all of
+            them; None to share nothing.
 
     Returns:
         Parameter name -> factor.
@@ -112,7 +116,14 @@ def structured_factors(
         )
         axes = structure.axes[index]
         collectors.append(Collector(call, axes, sources, columns.shape[0], gathers))
-    sweep(outputs, edges, columns, collectors)
+    tail = None
+    if axis is not None:
+        tail = shared_tail(tape, outputs, axis, structure.axes, columns)
+    if tail is None:
+        sweep(outputs, edges, columns, collectors)
+    else:
+        known = [tail.arrived.get(index) for index in calls]
+        sweep(tail.inputs, edges, tail.columns, collectors, known)
     uses: dict[str, list[Factor]] = {name: [] for name in names}
     derived: dict[int, tuple[Tensor, list[Factor]]] = {}
     for collector in collectors:

@@ -10,8 +10,10 @@ few rows are slow. On an accelerator all columns go in one batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -22,6 +24,8 @@ from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
 _ROWS = 96  # of a product that reaches the processor's speed
+_PATCH_ENTRIES = 1 << 20  # of a convolution's input at once (4 MB in float32): they stay in a cache
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _GATHERED_ENTRIES = 1 << 22  # of the columns that are gathered at one operation (16 MB in float32)
 
 
@@ -75,6 +79,7 @@ class Collector:
         self._rows: dict[int, tuple[Tensor, Tensor]] | None = None  # id -> tensor, [N, D, P]
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
+        self._some: int | None = None  # samples of which they are, if not of all
         self._gathered: Tensor | None = None  # [N, group, *shape]
         self._done = 0  # columns whose rows are there
 
@@ -127,11 +132,16 @@ class Collector:
         self._buffers = []
         return found
 
-    def _apply(self, columns: Tensor) -> list[tuple[Tensor, Factor]] | None:
-        axis = self.axes[0]
+    def _apply(
+        self, columns: Tensor, some: slice | None = None
+    ) -> list[tuple[Tensor, Factor]] | None:
+        axis, call, cache = self.axes[0], self.call, self._cache
         if self._rule is None or axis is None:
             return None
-        found = self._rule(Use(self.call, axis, columns, self._sources, self._cache))
+        if some is not None:  # a convolution of some samples
+            axis = SampleAxis(0, columns.shape[0])
+            call, cache = replace(call, args=(call.args[0][some], *call.args[1:])), {}
+        found = self._rule(Use(call, axis, columns, self._sources, cache))
         if found is None or {id(tensor) for tensor, _ in found} != self._sources:
             return None
         return found
@@ -147,6 +157,7 @@ class Collector:
             self._group = gathered_columns(self._depth, outputs, part.numel())
             if self._group > 1:
                 self._cache.clear()
+                self._some = self._samples_at_once(weights)
         n, d = part.shape[0], self._depth
         return {
             id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
@@ -165,53 +176,77 @@ class Collector:
             if count < self._group and place + 1 < self._depth:
                 return
             columns = self._gathered[:, :count]
-        found = self._apply(columns)
-        assert found is not None
-        for tensor, factor in found:
-            factor.write_rows(self._rows[id(tensor)][1][:, self._done : place + 1])
+        count = columns.shape[0]
+        step = self._some or count
+        for start in range(0, count, step):
+            some = slice(start, min(count, start + step))
+            found = self._apply(columns[some], None if step == count else some)
+            assert found is not None
+            for tensor, factor in found:
+                factor.write_rows(self._rows[id(tensor)][1][some, self._done : place + 1])
         self._done = place + 1
         if self._group > 1:
             self._cache.clear()  # made again for the next columns, in memory that was used before
 
+    def _samples_at_once(self, weights: Sequence[OuterProduct]) -> int | None:
+        """How many samples' patches of a convolution fit into a cache; None for all samples'."""
+        axis, inputs = self.axes[0], self.call.args[:1]
+        if self.call.function not in _CONVOLUTIONS or not inputs or axis is None or axis.dim != 0:
+            return None
+        if axis.minor or inputs[0].shape[0] != axis.num_samples:
+            return None
+        entries = max(weight.inputs[0].numel() for weight in weights)
+        return max(1, min(axis.num_samples, _PATCH_ENTRIES // max(1, entries)))
+
 
 def sweep(
-    outputs: Tensor,
+    outputs: Tensor | None,
     edges: Sequence[Sequence[GradientEdge]],
-    columns: Tensor,
+    columns: Tensor | Sequence[Tensor],
     collectors: Sequence[Collector],
+    known: Sequence[list[Tensor] | None] | None = None,
 ) -> None:
     """Backpropagate columns to the operations.
 
     Args:
-        outputs: The differentiated outputs; the graph is kept.
+        outputs: What the columns start from, the graph is kept; None if all is known.
         edges: For each collector, the gradient edges of its operation's outputs that have an axis.
-        columns: [D, *outputs shape].
+        columns: D cotangents [*outputs shape].
         collectors: They take what arrives.
+        known: For each collector, D cotangents of its operation's only output that need no sweep,
+            or None.
     """
-    flat = [edge for group in edges for edge in group]
-    if outputs.device.type != "cpu":
-        _deliver(collectors, batched_grad([outputs], flat, [columns]), None)
+    given: Sequence[list[Tensor] | None] = [None] * len(collectors) if known is None else known
+    flat = [edge for group, own in zip(edges, given, strict=True) if own is None for edge in group]
+    if outputs is not None and outputs.device.type != "cpu":
+        whole = columns if isinstance(columns, Tensor) else torch.stack(list(columns))
+        grads = batched_grad([outputs], flat, [whole]) if flat else []
+        _deliver(collectors, grads, [None if own is None else torch.stack(own) for own in given])
         return
-    for place, column in enumerate(columns):
-        grads = torch.autograd.grad(
-            outputs,
-            flat,
-            column,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        _deliver(collectors, list(grads), place)
+    depth = max([len(columns), *(len(own) for own in given if own is not None)])
+    for place in range(depth):
+        arrived: list[Tensor | None] = []
+        if flat and outputs is not None:
+            arrived += torch.autograd.grad(
+                outputs, flat, columns[place], retain_graph=True, allow_unused=True
+            )
+        else:
+            arrived += [None] * len(flat)
+        _deliver(collectors, arrived, [None if own is None else own[place] for own in given], place)
 
 
 def _deliver(
-    collectors: Sequence[Collector], grads: list[Tensor | None], place: int | None
+    collectors: Sequence[Collector],
+    grads: list[Tensor | None],
+    known: Sequence[Tensor | None],
+    place: int | None = None,
 ) -> None:
     position = 0
-    for collector in collectors:
+    for collector, own in zip(collectors, known, strict=True):
         parts: list[Tensor | None] = []
         for axis in collector.axes:
-            if axis is None:
-                parts.append(None)
+            if axis is None or own is not None:
+                parts.append(own)
                 continue
             parts.append(grads[position])
             grads[position] = None  # freed as soon as it is taken

@@ -122,5 +122,5 @@ def test_freed_memory_is_used_again() -> None:
     )
     before, after = map(int, done.stdout.split())
     if platform.libc_ver()[0] == "glibc":
-        assert after < before / 4, (before, after)
+        assert after <= before / 4, (before, after)  # none before where the heap was pinned
     assert after <= before + 100
