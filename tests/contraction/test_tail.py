@@ -137,6 +137,26 @@ def test_kernels_are_those_of_explicit_jacobians(name, samples, monkeypatch):
     torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
 
 
+class Hooked(nn.Module):
+    """A hook makes gradients depend on the data, which the graph does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        hidden = self.inner(torch.tanh(self.first(x)))
+        hidden.register_hook(lambda grad: grad * x.sum(1, keepdim=True))
+        return self.last(hidden)
+
+
+def test_samples_that_carry_the_same_column_are_compared():
+    torch.manual_seed(0)
+    model, inputs = Hooked().double(), torch.randn(7, 5).double()
+    expected = explicit(model, inputs)
+    torch.testing.assert_close(empirical_ntk(model, inputs), expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("entries", [1, 200, 10_000])
 def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
     torch.manual_seed(0)
