@@ -9,7 +9,7 @@ import torch
 from lightning_vivit.errors import OptionError
 from lightning_vivit.gram_evaluation import BACKENDS, choose_session, gram_evaluation
 from lightning_vivit.groups import ParamGroups, resolve_groups
-from lightning_vivit.matrixfree.choice import METHODS, choose_method
+from lightning_vivit.matrixfree.choice import METHODS, choose_method, known_choice
 from lightning_vivit.matrixfree.evaluation import MatrixFreeEvaluation
 from lightning_vivit.matrixfree.products import MATRICES
 from lightning_vivit.matrixfree.start import Start
@@ -106,13 +106,14 @@ def evaluate(
 
     if method == "matrix_free" and part is not None:
         raise OptionError("Matrix-free products are not divided among ranks. Give the whole batch.")
+    if undecided:
+        method = known_choice(problem, wanted, k, kernel, max_memory) or method
     if method == "matrix_free":
         return matrix_free()
     session = choose_session(backend, columns)
     with problem.recorded(wanted, session, part is not None) as recording:
         if undecided and recording.loss is not None:
-            choice = choose_method(recording, wanted, k, kernel, max_memory)
-            method = choice.method
+            method = choose_method(problem, recording, wanted, k, kernel, max_memory)
         if method != "matrix_free":
             return gram_evaluation(
                 recording,

@@ -139,6 +139,11 @@ class Problem:
         """The batch: the model's inputs, or what training_step gets."""
         return self._inputs
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a loss, and with it a curvature."""
+        return self._loss is not None or self._step is not None
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name; compiled modules keep their plain names.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -132,8 +131,7 @@ def test_the_hessian_has_charts_of_its_own(tmp_path):
 
 
 def test_charts_follow_what_auto_takes(tmp_path, monkeypatch):
-    taken = SimpleNamespace(method="matrix_free")
-    monkeypatch.setattr("lightning_vivit.evaluation.choose_method", lambda *_: taken)
+    monkeypatch.setattr("lightning_vivit.evaluation.choose_method", lambda *_: "matrix_free")
     options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8}
     folder = fit(tmp_path, GGNSpectrumMonitor(**options, on_error="raise"))
     (written,) = written_layouts(folder)

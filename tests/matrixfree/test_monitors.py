@@ -204,6 +204,31 @@ def test_auto_says_once_what_it_takes(caplog, monkeypatch):
     problem = Problem(small, nn.CrossEntropyLoss(), inputs, torch.arange(16) % 3)
     little = evaluate(problem, method="auto", kernel=False, max_memory=1)
     assert isinstance(little, MatrixFreeEvaluation)  # no room for a Gram matrix
+    room = evaluate(problem, method="auto", kernel=False)
+    assert isinstance(room, Evaluation)  # what was chosen for less memory does not bind
+
+
+def test_auto_does_not_run_the_network_again_to_choose_as_before():
+    runs = []
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1000))
+    model.register_forward_hook(lambda *_: runs.append(1))
+    labels = torch.arange(16)
+
+    def count(inputs, loss=None):
+        before = len(runs)
+        loss = loss or nn.CrossEntropyLoss()
+        evaluate(Problem(model, loss, inputs, labels[: len(inputs)]), method="auto", kernel=False)
+        return len(runs) - before
+
+    first = count(torch.randn(16, 6))
+    assert count(torch.randn(16, 6)) == first - 1
+    assert count(torch.randn(12, 6)) == first  # another batch
+    assert count(torch.randn(12, 6)) == first - 1
+    model[2].weight.requires_grad_(False)  # other parameters
+    assert count(torch.randn(12, 6)) == first
+    with pytest.raises(OptionError, match="no NTK"):
+        again = Problem(model, nn.CrossEntropyLoss(), torch.randn(12, 6), labels[:12])
+        evaluate(again, method="auto", kernel=False).ntk()
 
 
 @pytest.mark.parametrize(
