@@ -1,8 +1,8 @@
 """Statistics of a neural tangent kernel of one batch with itself.
 
 A full kernel is [N, N, C, C] with the entry (n, m, c, d); its trace kernel is [N, N], the sum over
-c = d. Scalars and spectra are computed and returned in float64, rearranged kernels keep their
-dtype.
+c = d. Scalars and spectra are returned in float64, rearranged kernels keep their dtype. All is
+computed in float64 but for the spectra of large kernels in float32, which are known no better.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.metrics.functional.checks import double, floats, refusal
+from lightning_vivit.spectrum import symmetric_eigenvalues
 
 _FULL = "[N, N, C, C]"
 _ANY = "[N, N] (trace) or [N, N, C, C] (full)"
@@ -62,7 +63,9 @@ def kernel_eigenvalues(kernel: Tensor) -> Tensor:
             either half does not matter.
 
     Returns:
-        [N] or [N*C], ascending as torch.linalg.eigvalsh returns them.
+        [N] or [N*C], ascending as torch.linalg.eigvalsh returns them, in float64. Of a kernel in
+        float32 with 512 rows or more they are computed in float32, in half the time: each is
+        accurate to about 1e-6 of the largest one.
     """
     matrix = double(flatten_kernel(kernel))
     if matrix.shape[0] != matrix.shape[1]:
@@ -80,7 +83,7 @@ def kernel_eigenvalues(kernel: Tensor) -> Tensor:
             "a symmetric kernel",
             "compute the kernel of a batch with itself",
         )
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return symmetric_eigenvalues((matrix + matrix.T).mul_(0.5), kernel.dtype)
 
 
 def kernel_alignment(
@@ -215,4 +218,4 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
     sizes = torch.linalg.vector_norm(first), torch.linalg.vector_norm(second)
     if float(sizes[0]) == 0.0 or float(sizes[1]) == 0.0:
         return torch.full_like(sizes[0], torch.nan)
-    return ((first / sizes[0]) * (second / sizes[1])).sum()
+    return (first / sizes[0]).mul_(second).sum() / sizes[1]
