@@ -9,6 +9,7 @@ with s the columns and u the inputs. They differ by factors of hundreds in time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,7 @@ from lightning_vivit.factors.outer import OuterProduct
 
 CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)
 _REUSED_ENTRIES = 1 << 22  # of them on a CPU: blocks that malloc gives again without page faults
-_CACHED_ENTRIES = 1 << 19  # of a product that is used at once, on a CPU (2 MB in float32)
+_CACHED_ENTRIES = 1 << 20  # of a product that is used at once, on a CPU (4 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
 _WIDTH = 256  # columns of a product of input kernels
 
@@ -106,7 +107,7 @@ def by_rows(
 
 
 def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
-    """(Columns . input kernel) . columns, one sample of the second factor at a time.
+    """(Columns . input kernel) . columns, a few samples of the second factor at a time.
 
     Best for large weights at few positions (late convolutions).
     """
@@ -116,62 +117,76 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     side = first.columns.movedim(2, 1).reshape(n, groups, c * a, length)
     inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
     others = second.inputs.permute(1, 2, 0, 3).contiguous()  # [G, B, M, L]
-    block_size = max(1, _WIDTH // length)
-    kernels = inputs.new_empty(0)
     shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
-    span = n  # samples at a time, so that their partial product is still in the cache
-    if first.columns.device.type == "cpu":
-        span = max(1, min(n, _CACHED_ENTRIES // (groups * c * a * length)))
-    workspace = side.new_empty(span * groups, c * a, length)
-    for index in range(m):
-        start = index if symmetric else 0
-        count = n - start
-        if index % block_size == 0:  # input kernels of several samples in one large product
-            right = others[:, :, index : index + block_size].flatten(2)  # [G, B, m*L]
-            left = inputs[start:].transpose(0, 1).flatten(1, 2)  # [G, n*L, B]
-            kernels = torch.bmm(left, right).reshape(groups, count, length, -1, length)
-            if first.offset:
-                kernels += first.offset
-        kernel = kernels[:, kernels.shape[1] - count :, :, index % block_size]  # [G, n, L, L]
-        kernel = kernel.transpose(0, 1).reshape(count, groups, length, length)
-        columns = second.columns[index].transpose(0, 1).reshape(groups, d, a * length)
-        for low in range(start, n, span):
-            high = min(n, low + span)
-            partial = workspace[: (high - low) * groups]
-            some = kernel[low - start : high - start].flatten(0, 1)
-            torch.bmm(side[low:high].flatten(0, 1), some, out=partial)
-            _add_columns(partial, columns, mode, total[low:high], index)
-        if symmetric and mode == "full":
-            total[index, :, start + 1 :] = total[start + 1 :, :, index].permute(2, 0, 1)
-        elif symmetric:
-            total[index, start + 1 :] = total[start + 1 :, index]
+    span, few = _block_sizes(first, n, m, mode)
+    several = max(1, _WIDTH // length // few) * few
+    workspace = side.new_empty(few * span * groups * c * a * length)
+    for begin in range(0, m, several):  # input kernels of several samples in one large product
+        start = begin if symmetric else 0
+        right = others[:, :, begin : begin + several].flatten(2)  # [G, B, m*L]
+        left = inputs[start:].transpose(0, 1).flatten(1, 2)  # [G, n*L, B]
+        kernels = torch.bmm(left, right).reshape(groups, n - start, length, -1, length)
+        if first.offset:
+            kernels += first.offset
+        for index in range(begin, min(m, begin + several), few):
+            stop = min(m, index + few, begin + several)
+            columns = second.columns[index:stop].transpose(1, 2).flatten(3)  # [m, G, D, A*L]
+            for low in range(index if symmetric else 0, n, span):
+                high = min(n, low + span)
+                shapes = stop - index, (high - low) * groups, c * a, length
+                partial = workspace[: math.prod(shapes)].view(shapes)
+                for place, own in enumerate(range(index - begin, stop - begin)):
+                    kernel = kernels[:, low - start : high - start, :, own].transpose(0, 1)
+                    some = kernel.reshape(-1, length, length)
+                    torch.bmm(side[low:high].flatten(0, 1), some, out=partial[place])
+                _write_block(partial, columns, mode, total[low:high], index)
+            if symmetric and mode == "full":
+                total[index:stop, :, stop:] = total[stop:, :, index:stop].permute(2, 3, 0, 1)
+            elif symmetric:
+                total[index, stop:] = total[stop:, index]
     return total
 
 
-def _add_columns(partial: Tensor, columns: Tensor, mode: str, total: Tensor, index: int) -> None:
-    """Write the products of some samples' partial sums with the columns of one sample.
+def _block_sizes(first: OuterProduct, n: int, m: int, mode: str) -> tuple[int, int]:
+    """Samples of the first and of the second factor whose partial sums are formed at once.
+
+    All of them have to fit into the cache. The product of one sample's columns with the partial
+    sums has too few rows for several threads, so there is one sample for each.
+    """
+    if first.columns.device.type != "cpu":
+        return n, 1
+    _, c, groups, a, length = first.columns.shape
+    pairs = max(1, _CACHED_ENTRIES // (groups * c * a * length))
+    together = groups == 1 and mode == "full"
+    few = min(m, torch.get_num_threads(), math.isqrt(pairs)) if together else 1
+    return min(n, pairs // few), few
+
+
+def _write_block(partial: Tensor, columns: Tensor, mode: str, total: Tensor, index: int) -> None:
+    """Write the products of partial sums with the columns of some samples.
 
     Args:
-        partial: [n*G, C*A, L].
-        columns: [G, D, A*L].
+        partial: [m, n*G, C*A, L]; m = 1 with several groups or in another mode than ``full``.
+        columns: [m, G, D, A*L].
         mode: ``full``, ``trace`` or ``diagonal``.
         total: [n, C, M, D], [n, M] or [n, M, D].
-        index: The place in M.
+        index: The first place in M.
     """
-    groups, d, width = columns.shape
-    n = total.shape[0]
-    partial = partial.reshape(n, groups, -1, width)  # [n, G, C, A*L]
+    few, groups, d, width = columns.shape
+    n, stop = total.shape[0], index + few
     if mode == "trace":
         total[:, index] = partial.reshape(n, -1) @ columns.reshape(-1)
     elif mode == "diagonal":
-        total[:, index] = torch.einsum("ngdx,gdx->nd", partial, columns)
+        single = partial.reshape(n, groups, d, width)
+        total[:, index] = torch.einsum("ngdx,gdx->nd", single, columns[0])
     elif groups == 1:  # few rows times many columns is the faster way round
-        block = columns[0] @ partial.reshape(-1, width).T  # [D, n*C]
-        total[:, :, index] = block.reshape(d, n, -1).permute(1, 2, 0)
+        rows = partial.reshape(few, -1, width)
+        block = torch.bmm(columns[:, 0], rows.transpose(1, 2))  # [m, D, n*C]
+        total[:, :, index:stop] = block.reshape(few, d, n, -1).permute(2, 3, 0, 1)
     else:
-        left = partial.transpose(0, 1).reshape(groups, -1, width)
-        block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
+        left = partial.reshape(n, groups, -1, width).transpose(0, 1).reshape(groups, -1, width)
+        block = torch.bmm(left, columns[0].transpose(1, 2)).sum(0)
         total[:, :, index] = block.reshape(n, -1, d)
 
 
