@@ -24,7 +24,11 @@ class Comparison:
     deviation: float | None = None
 
 
+_REST = 0.1  # seconds; threads of scipy's BLAS wait in a loop for some 25 ms after a call
+
+
 def seconds(task: Callable[[], object], device: torch.device) -> float:
+    time.sleep(_REST)
     if device.type == "cuda":
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

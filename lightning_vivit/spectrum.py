@@ -11,7 +11,8 @@ _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 _BLOCK = 4  # vectors multiplied at once, which also finds so many copies of an eigenvalue
 _CONVERGED = 5e-13  # residual, of the largest eigenvalue; rounding leaves up to 1e-13
-_DEPENDENT = 1e-8  # part of a vector that is left, below which rounding counts
+_SMALL = 1e-8  # part of a vector that is left, of which some is rounding along the basis
+_ROUNDING = 1e-14  # the same, of which all may be
 
 
 def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,10 +121,10 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
             residuals = torch.linalg.vector_norm((triangle / top) @ vectors[own, -k:], dim=0)
             if bool((residuals <= _CONVERGED).all()):
                 return values[-k:], known @ vectors[:, -k:]
-        dependent = sizes <= _DEPENDENT * sizes.max()
-        if bool(dependent.any()):  # their direction is rounding, so any other will do
+        scale = projected[:filled, :filled].abs().max()
+        if bool((sizes <= _SMALL * scale).any()):
             other = torch.randn(size, _BLOCK, generator=draw, dtype=matrix.dtype)
-            new = torch.where(dependent, other, new)
+            new = torch.where(sizes <= _ROUNDING * scale, other, new)
             new = torch.linalg.qr(new - known @ (known.T @ new)).Q
     return None
 

@@ -1,11 +1,27 @@
-"""Eigenvalues of Gram matrices near the end of single precision's range."""
+"""Eigenvalues and leading eigenpairs of large Gram matrices with difficult spectra."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lightning_vivit.spectrum import gram_eigenvalues
+from lightning_vivit import spectrum
+from lightning_vivit.metrics.functional import kernel_eigenvalues
+from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues
+
+SIZE = 320
+SPECTRA = {  # and for how many of k = 1, 5, 20 the block Krylov method ends
+    "decaying": (0.9 ** torch.arange(SIZE), 3),
+    "outliers": (torch.cat([torch.linspace(9, 5, 9), torch.linspace(1, 0, SIZE - 9)]), 2),
+    "rank 3": (torch.cat([torch.tensor([3.0, 2, 1]), torch.zeros(SIZE - 3)]), 3),
+    "copies": (torch.cat([torch.tensor([5.0] * 3 + [3] * 3), 0.5 ** torch.arange(SIZE - 6)]), 3),
+    "many copies": (torch.cat([torch.full((9,), 3.0), torch.linspace(1, 0, SIZE - 9)]), 1),
+    "equal": (torch.ones(SIZE), 3),
+    "zero": (torch.zeros(SIZE), 3),
+    "flat": (torch.linspace(1, 2, SIZE), 0),
+    "tiny": (1e-200 * 0.9 ** torch.arange(SIZE).double(), 3),
+    "wide": (torch.logspace(0, -14, SIZE), 3),
+}
 
 
 @pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e40])
@@ -19,3 +35,43 @@ def test_eigenvalues_scale_with_the_matrix(size: float) -> None:
 
 def test_zero_matrix() -> None:
     assert not gram_eigenvalues(torch.zeros(520, 520, dtype=torch.float64), torch.float32).any()
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_leading_pairs_of_known_spectra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, ends = SPECTRA[name][0].double(), SPECTRA[name][1]
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator).double()).Q
+    gram = turn * values @ turn.T
+    gram = (gram + gram.T) / 2
+    scale = float(values.max())
+    found_at_once = []
+    search = spectrum._block_krylov
+
+    def watched(matrix: torch.Tensor, k: int) -> object:
+        found = search(matrix, k)
+        found_at_once.append(found is not None)
+        return found
+
+    monkeypatch.setattr(spectrum, "_block_krylov", watched)
+    for k in (1, 5, 20):
+        found, vectors = gram_eigenpairs(gram, k)
+        expected = values.sort().values[-k:]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13 * scale)
+        apart = torch.linalg.vector_norm((gram @ vectors - vectors * found) / (scale or 1), dim=0)
+        assert float(apart.max()) < 1e-12
+        inner = vectors.T @ vectors
+        torch.testing.assert_close(inner, torch.eye(k).double(), rtol=0, atol=1e-13)
+    assert sum(found_at_once) == ends and len(found_at_once) == 3
+
+
+def test_eigenvalues_of_a_large_kernel_in_single_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(520, 600, generator=generator) * torch.logspace(0, -3, 600)
+    kernel = rows @ rows.T
+    expected = torch.linalg.eigvalsh(kernel.double())
+    found = kernel_eigenvalues(kernel)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * float(expected[-1]))
+    exact = kernel_eigenvalues(kernel.double())
+    torch.testing.assert_close(exact, expected, rtol=1e-10, atol=1e-12 * float(expected[-1]))
