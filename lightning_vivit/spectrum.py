@@ -10,7 +10,8 @@ from lightning_vivit.errors import OptionError, ProblemError
 _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 _BLOCK = 4  # vectors multiplied at once, which also finds so many copies of an eigenvalue
-_CONVERGED = 5e-13  # residual, of the largest eigenvalue; rounding leaves up to 1e-13
+_CONVERGED = 5e-13  # residual, of the largest eigenvalue
+_STALLED = 1e-10  # below it a residual that no longer halves is rounding
 _SMALL = 1e-8  # part of a vector that is left, of which some is rounding along the basis
 _ROUNDING = 1e-14  # the same, of which all may be
 
@@ -95,15 +96,16 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         eigenpairs cost less (nearly equal eigenvalues).
     """
     size = matrix.shape[0]
-    limit = max(size // 4, 8 * k) // _BLOCK * _BLOCK
+    limit = max(size // 3, 8 * k) // _BLOCK * _BLOCK
     basis = matrix.new_empty(size, limit)
     projected = matrix.new_zeros(limit, limit)
     draw = torch.Generator().manual_seed(0)
     new = torch.randn(size, _BLOCK, generator=draw, dtype=matrix.dtype)
     new = torch.linalg.qr(new).Q
-    check = 4 * k  # at how many vectors to look for convergence
+    check, before = 4 * k, float("inf")  # at how many vectors to look for convergence
     for filled in range(_BLOCK, limit + 1, _BLOCK):
-        own = slice(filled - _BLOCK, filled)
+        older = filled - _BLOCK
+        own = slice(older, filled)
         basis[:, own] = new
         known = basis[:, :filled]
         rest = matrix @ new
@@ -111,7 +113,7 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
             inside = known.T @ rest
             rest -= known @ inside
             projected[:filled, own] += inside
-        projected[own, :filled] = projected[:filled, own].T
+        projected[own, :older] = projected[:older, own].T
         new, triangle = torch.linalg.qr(rest)
         sizes = triangle.diagonal().abs()
         if filled >= check or filled == limit:
@@ -119,8 +121,10 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
             values, vectors = torch.linalg.eigh(projected[:filled, :filled])
             top = values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
             residuals = torch.linalg.vector_norm((triangle / top) @ vectors[own, -k:], dim=0)
-            if bool((residuals <= _CONVERGED).all()):
+            worst = float(residuals.max())
+            if worst <= _CONVERGED or before / 2 < worst <= _STALLED:
                 return values[-k:], known @ vectors[:, -k:]
+            before = worst
         scale = projected[:filled, :filled].abs().max()
         if bool((sizes <= _SMALL * scale).any()):
             other = torch.randn(size, _BLOCK, generator=draw, dtype=matrix.dtype)

@@ -18,6 +18,7 @@ SPECTRA = {  # and for how many of k = 1, 5, 20 the block Krylov method ends
     "many copies": (torch.cat([torch.full((9,), 3.0), torch.linspace(1, 0, SIZE - 9)]), 1),
     "equal": (torch.ones(SIZE), 3),
     "zero": (torch.zeros(SIZE), 3),
+    "bulk": (torch.cat([torch.linspace(1, 0.7, 9), 0.024 * 0.97 ** torch.arange(SIZE - 9)]), 3),
     "flat": (torch.linspace(1, 2, SIZE), 0),
     "tiny": (1e-200 * 0.9 ** torch.arange(SIZE).double(), 3),
     "wide": (torch.logspace(0, -14, SIZE), 3),
