@@ -19,7 +19,8 @@ from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.groups import ParamGroups
 from lightning_vivit.kernel_evaluation import cross_kernel
 from lightning_vivit.output_kernels import OutputKernel
-from lightning_vivit.problem import Problem, batch_size
+from lightning_vivit.problem import Problem
+from lightning_vivit.sizes import batch_size
 
 Loss = Callable[[Tensor, Any], Tensor]
 _T = TypeVar("_T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from lightning_vivit.replay import (
     run_training_step,
     shadow,
 )
+from lightning_vivit.sizes import batch_size, leading_sizes
 from lightning_vivit.tracing import tensors_in
 from lightning_vivit.writes import ParameterWriteError, WriteGuard
 
@@ -309,49 +309,3 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def batch_size(batch: Any) -> int:
-    """Number of samples: the most frequent leading size of the batch's tensors, the first on ties.
-
-    A leading size of 1 counts only if there is no other: such a tensor broadcasts.
-
-    Args:
-        batch: Tensors in nested lists, tuples and dicts.
-
-    Returns:
-        The number of samples.
-
-    Raises:
-        ProblemError: No tensor with a batch axis, or an empty batch.
-    """
-    sizes = leading_sizes(batch)
-    return Counter([size for size in sizes if size > 1] or sizes).most_common(1)[0][0]
-
-
-def leading_sizes(batch: Any) -> tuple[int, ...]:
-    """Leading sizes of the batch's tensors, in their order.
-
-    Args:
-        batch: Tensors in nested lists, tuples and dicts.
-
-    Returns:
-        At least one size.
-
-    Raises:
-        ProblemError: No tensor with a batch axis, or an empty batch.
-    """
-    sizes = tuple(tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim > 0)
-    if not sizes:
-        raise ProblemError(
-            f"The batch is a {type(batch).__name__} without any tensor that has a batch axis. "
-            "Supported: tensors in (nested) tuples, lists and dicts, samples on the first axis. "
-            "Let the collate function return tensors, or give an explicit "
-            "Problem(model, loss, inputs, targets)."
-        )
-    if 0 in sizes:
-        raise ProblemError(
-            "The batch is empty (a tensor has leading size 0). At least one sample is needed: "
-            "check the data loader or the sample limit."
-        )
-    return sizes

@@ -19,8 +19,8 @@ from torch.utils.data import (
 )
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.problem import batch_size
 from lightning_vivit.recording import tensors_in
+from lightning_vivit.sizes import batch_size
 
 Select = Callable[[Any], Any]
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

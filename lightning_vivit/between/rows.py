@@ -19,7 +19,8 @@ from lightning_vivit.gram import add_kernels
 from lightning_vivit.losses import SampleLayout
 from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
 from lightning_vivit.plan import Plan
-from lightning_vivit.problem import Problem, batch_size
+from lightning_vivit.problem import Problem
+from lightning_vivit.sizes import batch_size
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_vivit.backends.proof import refuse_mixing
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError
 from lightning_vivit.losses import LossCall, SampleLayout, SampleLoss
-from lightning_vivit.problem import Problem, Recording, batch_size
+from lightning_vivit.problem import Problem, Recording
+from lightning_vivit.sizes import batch_size
 
 _NO_LOSS = "The problem has no loss, so it has no curvature. Give a loss."
 

@@ -30,9 +30,10 @@ from lightning_vivit.matrixfree.parts import (
 from lightning_vivit.matrixfree.room import fitting_samples
 from lightning_vivit.matrixfree.twice import TwiceDifferentiable
 from lightning_vivit.memory import reuse_freed_memory
-from lightning_vivit.problem import Problem, Recording, batch_size
+from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.recording import Tape
 from lightning_vivit.replay import quiet_numerics
+from lightning_vivit.sizes import batch_size
 
 MATRICES = ("ggn", "hessian")
 _PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
