@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_REST = 0.1  # seconds; threads of scipy's BLAS wait in a loop for some 25 ms after a call
+
 
 @dataclass
 class Comparison:
@@ -22,9 +24,6 @@ class Comparison:
     ratio: float  # median of other / ours
     pairs: int
     deviation: float | None = None
-
-
-_REST = 0.1  # seconds; threads of scipy's BLAS wait in a loop for some 25 ms after a call
 
 
 def seconds(task: Callable[[], object], device: torch.device) -> float:
