@@ -66,6 +66,16 @@ def test_leading_pairs_of_known_spectra(name: str, monkeypatch: pytest.MonkeyPat
     assert sum(found_at_once) == ends and len(found_at_once) == 3
 
 
+def test_residuals_that_rounding_keeps_up_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "_CONVERGED", 0.0)  # never reached
+    values = SPECTRA["outliers"][0].double()
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator).double()).Q
+    found = spectrum._block_krylov(turn * values @ turn.T, 9)
+    assert found is not None
+    torch.testing.assert_close(found[0], values[:9].flip(0), rtol=0, atol=1e-12)
+
+
 def test_eigenvalues_of_a_large_kernel_in_single_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(520, 600, generator=generator) * torch.logspace(0, -3, 600)
