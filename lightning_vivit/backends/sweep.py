@@ -79,7 +79,7 @@ class Collector:
         self._rows: dict[int, tuple[Tensor, Tensor]] | None = None  # id -> tensor, [N, D, P]
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
-        self._some: int | None = None  # samples of which they are, if not of all
+        self._some: int | None = None  # samples whose patches fit into a cache; None for all
         self._gathered: Tensor | None = None  # [N, group, *shape]
         self._done = 0  # columns whose rows are there
 
@@ -148,8 +148,11 @@ class Collector:
 
     def _start_rows(self, part: Tensor | None) -> dict[int, tuple[Tensor, Tensor]] | None:
         """Memory for rows, if keeping them is better than keeping the columns."""
-        found = None if part is None else self._apply(part.unsqueeze(1))
-        if part is None or found is None or not all(_prefers_rows(factor) for _, factor in found):
+        if part is None:
+            return None
+        one = slice(0, 1) if self._divides(part.shape[0]) else None  # the others' are no different
+        found = self._apply(part[one or slice(None)].unsqueeze(1), one)
+        if found is None or not all(_prefers_rows(factor) for _, factor in found):
             return None
         weights = [f for _, f in found if isinstance(f, OuterProduct)]
         if weights and self._gathers:
@@ -157,7 +160,9 @@ class Collector:
             self._group = gathered_columns(self._depth, outputs, part.numel())
             if self._group > 1:
                 self._cache.clear()
-                self._some = self._samples_at_once(weights)
+                if one is not None:
+                    entries = max(weight.inputs[0].numel() for weight in weights)
+                    self._some = max(1, min(part.shape[0], _PATCH_ENTRIES // max(1, entries)))
         n, d = part.shape[0], self._depth
         return {
             id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
@@ -188,15 +193,12 @@ class Collector:
         if self._group > 1:
             self._cache.clear()  # made again for the next columns, in memory that was used before
 
-    def _samples_at_once(self, weights: Sequence[OuterProduct]) -> int | None:
-        """How many samples' patches of a convolution fit into a cache; None for all samples'."""
+    def _divides(self, num_samples: int) -> bool:
+        """Whether it is a convolution that can be applied to some of the samples."""
         axis, inputs = self.axes[0], self.call.args[:1]
-        if self.call.function not in _CONVOLUTIONS or not inputs or axis is None or axis.dim != 0:
-            return None
-        if axis.minor or inputs[0].shape[0] != axis.num_samples:
-            return None
-        entries = max(weight.inputs[0].numel() for weight in weights)
-        return max(1, min(axis.num_samples, _PATCH_ENTRIES // max(1, entries)))
+        if self.call.function not in _CONVOLUTIONS or not inputs or axis is None:
+            return False
+        return axis.dim == 0 and not axis.minor and inputs[0].shape[0] == num_samples
 
 
 def sweep(

@@ -9,7 +9,6 @@ with s the columns and u the inputs. They differ by factors of hundreds in time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -20,7 +19,8 @@ from lightning_vivit.factors.outer import OuterProduct
 
 CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)
 _REUSED_ENTRIES = 1 << 22  # of them on a CPU: blocks that malloc gives again without page faults
-_CACHED_ENTRIES = 1 << 20  # of a product that is used at once, on a CPU (4 MB in float32)
+_KEPT_ENTRIES = 7 << 20  # of rows that are kept there: faster, and still below malloc's 32 MB
+_CACHED_ENTRIES = 1 << 19  # of a product that a CPU's thread uses at once (2 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
 _WIDTH = 256  # columns of a product of input kernels
 
@@ -80,7 +80,7 @@ def by_rows(
     m, d = second.columns.shape[:2]
     b = first.inputs.shape[2]
     if first.columns.device.type == "cpu":
-        entries = min(entries, _REUSED_ENTRIES)
+        entries = min(entries, _REUSED_ENTRIES if kept is None else _KEPT_ENTRIES)
     step = max(1, min(a, entries // max(1, n * c * b)))
     step = -(-a // -(-a // step))  # blocks of nearly equal size
     workspace = first.columns.new_empty(n * c * step * b if kept is None else 0)
@@ -107,7 +107,7 @@ def by_rows(
 
 
 def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
-    """(Columns . input kernel) . columns, a few samples of the second factor at a time.
+    """(Columns . input kernel) . columns, one sample of the second factor at a time.
 
     Best for large weights at few positions (late convolutions).
     """
@@ -119,9 +119,9 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     others = second.inputs.permute(1, 2, 0, 3).contiguous()  # [G, B, M, L]
     shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
-    span, few = _block_sizes(first, n, m, mode)
-    several = max(1, _WIDTH // length // few) * few
-    workspace = side.new_empty(few * span * groups * c * a * length)
+    span = _span(first)
+    several = max(1, _WIDTH // length)
+    workspace = side.new_empty(min(n, span) * groups, c * a, length)
     for begin in range(0, m, several):  # input kernels of several samples in one large product
         start = begin if symmetric else 0
         right = others[:, :, begin : begin + several].flatten(2)  # [G, B, m*L]
@@ -129,65 +129,62 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
         kernels = torch.bmm(left, right).reshape(groups, n - start, length, -1, length)
         if first.offset:
             kernels += first.offset
-        for index in range(begin, min(m, begin + several), few):
-            stop = min(m, index + few, begin + several)
-            columns = second.columns[index:stop].transpose(1, 2).flatten(3)  # [m, G, D, A*L]
+        for index in range(begin, min(m, begin + several)):
+            columns = second.columns[index].transpose(0, 1).flatten(2)  # [G, D, A*L]
+            written = total[:, :, index] if mode == "full" else total[:, index]
             for low in range(index if symmetric else 0, n, span):
                 high = min(n, low + span)
-                shapes = stop - index, (high - low) * groups, c * a, length
-                partial = workspace[: math.prod(shapes)].view(shapes)
-                for place, own in enumerate(range(index - begin, stop - begin)):
-                    kernel = kernels[:, low - start : high - start, :, own].transpose(0, 1)
-                    some = kernel.reshape(-1, length, length)
-                    torch.bmm(side[low:high].flatten(0, 1), some, out=partial[place])
-                _write_block(partial, columns, mode, total[low:high], index)
+                kernel = kernels[:, low - start : high - start, :, index - begin].transpose(0, 1)
+                some = kernel.reshape(-1, length, length)
+                partial = workspace[: some.shape[0]]
+                torch.bmm(side[low:high].flatten(0, 1), some, out=partial)
+                _write_block(partial, columns, mode, written[low:high])
             if symmetric and mode == "full":
-                total[index:stop, :, stop:] = total[stop:, :, index:stop].permute(2, 3, 0, 1)
+                total[index, :, index + 1 :] = total[index + 1 :, :, index].permute(2, 0, 1)
             elif symmetric:
-                total[index, stop:] = total[stop:, index]
+                total[index, index + 1 :] = total[index + 1 :, index]
     return total
 
 
-def _block_sizes(first: OuterProduct, n: int, m: int, mode: str) -> tuple[int, int]:
-    """Samples of the first and of the second factor whose partial sums are formed at once.
-
-    All of them have to fit into the cache. The product of one sample's columns with the partial
-    sums has too few rows for several threads, so there is one sample for each.
-    """
-    if first.columns.device.type != "cpu":
-        return n, 1
-    _, c, groups, a, length = first.columns.shape
-    pairs = max(1, _CACHED_ENTRIES // (groups * c * a * length))
-    together = groups == 1 and mode == "full"
-    few = min(m, torch.get_num_threads(), math.isqrt(pairs)) if together else 1
-    return min(n, pairs // few), few
+def _span(factor: OuterProduct) -> int:
+    """Samples of the first factor whose partial sums are formed at once: as many as caches hold."""
+    n, c, groups, a, length = factor.columns.shape
+    if factor.columns.device.type != "cpu":
+        return n
+    threads = torch.get_num_threads()
+    return threads * max(1, _CACHED_ENTRIES // (groups * c * a * length))
 
 
-def _write_block(partial: Tensor, columns: Tensor, mode: str, total: Tensor, index: int) -> None:
-    """Write the products of partial sums with the columns of some samples.
+def _write_block(partial: Tensor, columns: Tensor, mode: str, written: Tensor) -> None:
+    """Write the products of partial sums with the columns of one sample.
+
+    With several threads the batch is divided as it was when the sums were formed, so each thread
+    finds its own in its cache. Where the cores do not share a cache that is twice as fast as fewer
+    and larger products.
 
     Args:
-        partial: [m, n*G, C*A, L]; m = 1 with several groups or in another mode than ``full``.
-        columns: [m, G, D, A*L].
+        partial: [n*G, C*A, L].
+        columns: [G, D, A*L].
         mode: ``full``, ``trace`` or ``diagonal``.
-        total: [n, C, M, D], [n, M] or [n, M, D].
-        index: The first place in M.
+        written: [n, C, D], [n] or [n, D].
     """
-    few, groups, d, width = columns.shape
-    n, stop = total.shape[0], index + few
+    groups, d, width = columns.shape
+    n = written.shape[0]
     if mode == "trace":
-        total[:, index] = partial.reshape(n, -1) @ columns.reshape(-1)
+        written.copy_(partial.reshape(n, -1) @ columns.reshape(-1))
     elif mode == "diagonal":
         single = partial.reshape(n, groups, d, width)
-        total[:, index] = torch.einsum("ngdx,gdx->nd", single, columns[0])
-    elif groups == 1:  # few rows times many columns is the faster way round
-        rows = partial.reshape(few, -1, width)
-        block = torch.bmm(columns[:, 0], rows.transpose(1, 2))  # [m, D, n*C]
-        total[:, :, index:stop] = block.reshape(few, d, n, -1).permute(2, 3, 0, 1)
-    else:
+        written.copy_(torch.einsum("ngdx,gdx->nd", single, columns))
+    elif groups > 1:
         left = partial.reshape(n, groups, -1, width).transpose(0, 1).reshape(groups, -1, width)
-        block = torch.bmm(left, columns[0].transpose(1, 2)).sum(0)
-        total[:, :, index] = block.reshape(n, -1, d)
+        block = torch.bmm(left, columns.transpose(1, 2)).sum(0)
+        written.copy_(block.reshape(n, -1, d))
+    elif partial.device.type == "cpu" and torch.get_num_threads() > 1:
+        rows = partial.reshape(n, -1, width)
+        written.copy_(torch.bmm(rows, columns.transpose(1, 2).expand(n, width, d)))
+    else:  # few rows times many columns is the faster way round
+        block = columns[0] @ partial.reshape(-1, width).T  # [D, n*C]
+        written.copy_(block.reshape(d, n, -1).permute(1, 2, 0))
 
 
 def multiply_rows(left: Tensor, right: Tensor, mode: str) -> Tensor:
@@ -228,11 +225,11 @@ def symmetric_product(rows: Tensor) -> Tensor:
         return rows @ rows.T
     product = rows.new_empty(size, size)
     step = -(-size // _BLOCKS)
-    for start in range(0, size, step):
+    for start in range(0, size, step):  # tall blocks: 2 to 20% faster than wide ones
         stop = min(size, start + step)
-        block = rows[start:stop] @ rows[:stop].T
-        product[start:stop, :stop] = block
-        product[:start, start:stop] = block[:, :start].T
+        block = rows[start:] @ rows[start:stop].T
+        product[start:, start:stop] = block
+        product[start:stop, stop:] = block[stop - start :].T
     return product
 
 

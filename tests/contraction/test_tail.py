@@ -165,12 +165,15 @@ def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
     inputs = torch.randn(5, 2, 10, 10).double()
     monkeypatch.setattr(sweep, "_PATCH_ENTRIES", entries)
     taken = []
-    plain = sweep.Collector._samples_at_once
-    monkeypatch.setattr(
-        sweep.Collector,
-        "_samples_at_once",
-        lambda self, weights: taken.append(plain(self, weights)) or taken[-1],
-    )
+    plain = sweep.Collector._start_rows
+
+    def noting(self, part):
+        rows = plain(self, part)
+        if self._some is not None:
+            taken.append(self._some)
+        return rows
+
+    monkeypatch.setattr(sweep.Collector, "_start_rows", noting)
     kernel = empirical_ntk(model, inputs)
     assert taken and all(count == {1: 1, 200: 1, 10_000: 5}[entries] for count in taken)
     torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
