@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,8 @@ def _read_events(run: Run) -> None:
     events = EventAccumulator(str(run.path), size_guidance=limits).Reload()
     tags = events.Tags()
     for key in tags["scalars"]:
-        points = {int(event.step): float(event.value) for event in events.Scalars(key)}
+        written = sorted(events.Scalars(key), key=attrgetter("wall_time"))  # files come by name
+        points = {int(event.step): float(event.value) for event in written}
         run.scalars[key] = dict(sorted(points.items()))
     for key in tags["histograms"]:
         event = events.Histograms(key)[-1]

@@ -223,10 +223,14 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_a_single_run_below_is_found_and_repeated_steps_keep_the_last(tmp_path: Path) -> None:
-    for number in (1.0, 2.0):
-        folder = str(tmp_path / "logs" / "version_3")
-        with SummaryWriter(folder, filename_suffix=str(number)) as writer:
+    folder = tmp_path / "logs" / "version_3"
+    for number, name in {1.0: "b", 2.0: "a"}.items():  # the order of the names is not that of time
+        with SummaryWriter(str(folder)) as writer:
             writer.add_scalar("ggn/trace", number, 7)
+        (file,) = folder.glob("events.out.*")
+        file.rename(folder / f"{name}.tfevents.1")
+    for file in folder.iterdir():
+        file.rename(folder / f"events.out.tfevents.1.{file.name}")
     run = read_run(tmp_path)
     assert run.path == (tmp_path / "logs" / "version_3").resolve()
     assert run.scalars == {"ggn/trace": {7: 2.0}}
