@@ -12,6 +12,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def quiet_numerics() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
-            if device == "cpu" or torch.cuda.is_available():
+            if device == "cpu" or _has_cuda():
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(eager_code())
@@ -47,6 +48,11 @@ def quiet_numerics() -> Iterator[None]:
             yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = tf32
+
+
+@cache
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
 
 
 @contextmanager

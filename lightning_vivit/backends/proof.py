@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,34 +23,12 @@ from lightning_vivit.batched import batched_grad
 from lightning_vivit.errors import InteractionError, ProblemError
 from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
+from lightning_vivit.trust import Proofs, signature
 
 _log = logging.getLogger(__name__)
-_MAX_PROOFS = 16  # of one model: index tensors that change make a new one each time
-_TRUSTED_USES = 16  # then the proof is made again at uses 16, 32, 64, ...
 
 
-@dataclass
-class _Proof:
-    """A proof that may be used again.
-
-    Attributes:
-        structure: What was proved.
-        uses: How often it was asked for.
-        holds: Whether it came out the same each time.
-    """
-
-    structure: Structure
-    uses: int = 1
-    holds: bool = True
-
-    def serves(self) -> bool:
-        """Whether it may be used this time without being made again."""
-        self.uses += 1
-        again = self.uses >= _TRUSTED_USES and self.uses & (self.uses - 1) == 0
-        return self.holds and not again
-
-
-_PROVED: WeakKeyDictionary[nn.Module, dict[object, _Proof]] = WeakKeyDictionary()
+_PROOFS: Proofs[Structure] = Proofs()
 
 
 def prove_structure(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Module) -> Structure:
@@ -71,19 +47,8 @@ def prove_structure(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Mod
         InteractionError: Samples influence each other.
     """
     refuse_mixing(tape, axis.num_samples)
-    key = _signature(tape, outputs, axis, model)
-    proofs = _PROVED.setdefault(model, {})
-    known = proofs.get(key)
-    if known is not None and known.serves():
-        return known.structure
-    structure, certain = _prove(tape, outputs, axis)
-    if known is not None:
-        known.holds = known.holds and known.structure == structure
-    elif certain:
-        proofs[key] = _Proof(structure)
-        if len(proofs) > _MAX_PROOFS:
-            del proofs[next(iter(proofs))]
-    return structure
+    key = (*signature(tape, outputs, model), axis)
+    return _PROOFS.get(model, key, lambda: _prove(tape, outputs, axis))
 
 
 def refuse_mixing(tape: Tape, num_samples: int) -> None:
@@ -234,15 +199,6 @@ def _edges(tape: Tape) -> tuple[list[GradientEdge], list[list[int | None]]]:
             edges.append(output.edge)
         places.append(row)
     return edges, places
-
-
-def _signature(tape: Tape, outputs: Tensor, axis: SampleAxis, model: nn.Module) -> object:
-    """What the proof depends on: all operations on data, the modes, the parameters."""
-    calls = tuple((call.function, call.module, call.tainted) for call in tape.calls)
-    parameters = tuple((name, p.shape, p.dtype) for name, p in tape.parameters.items())
-    modes = tuple(module.training for module in model.modules())
-    shape = (outputs.shape, outputs.dtype, outputs.device)
-    return (calls, hash(tuple(tape.trace)), modes, parameters, *shape, axis)
 
 
 def _mixing_message(modules: list[str]) -> str:

@@ -6,7 +6,8 @@ on one CPU thread as two fifths of J v of a small CNN.
 
 With few input channels, as in a first layer, a convolution with the tangent of the weight is a
 product with the input's patches instead: measured up to 10 times faster on a CPU (1 channel, 32
-filters 3x3) and never slower for up to 4 channels.
+filters 3x3) and never slower for up to 4 channels. So is the gradient of the weight, up to twice
+as fast.
 """
 
 from __future__ import annotations
@@ -71,29 +72,42 @@ def _has_small_patches(x: Tensor, weight: Tensor, geometry: Any) -> bool:
 
 
 def _patches(x: Tensor, weight: Tensor, geometry: Any) -> Tensor:
-    """[N, channels, *kernel, *out]."""
+    """[N, channels * taps + 1, L], with ones for the bias at the end."""
     stride, padding, dilation, _ = geometry
     found = patches(x, weight.shape[2:], stride, [(size, size) for size in padding], dilation)
-    return found.contiguous()
+    flat = found.reshape(x.shape[0], weight[0].numel(), -1)
+    return torch.cat([flat, flat.new_ones(flat.shape[0], 1, flat.shape[2])], 1)
+
+
+def _kept(parts: list[Tensor], x: Tensor, weight: Tensor, geometry: Any) -> Tensor:
+    """The patches, which are formed once."""
+    if not parts:
+        parts.append(_patches(x, weight, geometry))
+    return parts[0]
 
 
 def _filter(parts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution, [N, O, *out], from its patches."""
-    rank, samples = weight.ndim - 2, parts.shape[0]
-    flat = parts.reshape(samples, weight[0].numel(), -1)
-    rows = weight.reshape(1, weight.shape[0], -1).expand(samples, -1, -1)
-    if bias is None:
-        found = torch.bmm(rows, flat)
-    else:
-        found = torch.baddbmm(bias.reshape(1, -1, 1), rows, flat)
-    return found.reshape(samples, weight.shape[0], *parts.shape[2 + rank :])
+    """The convolution, [N, O, L], from its patches."""
+    last = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    rows = torch.cat([weight.flatten(1), last.unsqueeze(1)], 1)
+    return torch.bmm(rows.expand(parts.shape[0], -1, -1), parts)
+
+
+def _gradients(
+    parts: Tensor, cotangent: Tensor, weight: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight and bias from the patches."""
+    columns = cotangent.reshape(parts.shape[0], weight.shape[0], -1).transpose(1, 2)
+    found = torch.bmm(parts, columns).sum(0).T  # [O, channels * taps + 1]
+    return found[:, :-1].reshape(weight.shape), found[:, -1] if has_bias else None
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.has_bias = geometry, bias is not None
+        ctx.parts = [] if _has_small_patches(x, weight, geometry) else None
         return _convolution(x, weight, bias, geometry)
 
     @staticmethod
@@ -101,7 +115,10 @@ class _Forward(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled():
-            found = _Backward.apply(cotangent, x, weight, ctx.geometry, wanted)
+            found = _Backward.apply(cotangent, x, weight, ctx.geometry, wanted, ctx.parts)
+        elif ctx.parts is not None and not wanted[0]:
+            parts = _kept(ctx.parts, x, weight, ctx.geometry)
+            found = (None, *_gradients(parts, cotangent, weight, ctx.has_bias))
         else:
             found = _backward(cotangent, x, weight, ctx.geometry, wanted)
         return (*found, None)
@@ -110,12 +127,17 @@ class _Forward(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: Any, wanted: Any
+        ctx: Any,
+        cotangent: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: Any,
+        wanted: Any,
+        parts: list[Tensor] | None,
     ) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
-        ctx.geometry = geometry
-        ctx.patches = None
+        ctx.geometry, ctx.parts, ctx.shape = geometry, parts, cotangent.shape
         return _backward(cotangent, x, weight, geometry, wanted)
 
     @staticmethod
@@ -125,11 +147,10 @@ class _Backward(torch.autograd.Function):
         total = None
         if along_x is not None:
             total = _convolution(along_x, weight, None, ctx.geometry)
-        elif along_weight is not None and _has_small_patches(x, weight, ctx.geometry):
-            if ctx.patches is None:  # kept for the next tangents
-                ctx.patches = _patches(x, weight, ctx.geometry)
-            total = _filter(ctx.patches, along_weight, along_bias)
-            return total, None, None, None, None
+        elif along_weight is not None and ctx.parts is not None:
+            parts = _kept(ctx.parts, x, weight, ctx.geometry)
+            total = _filter(parts, along_weight, along_bias).reshape(ctx.shape)
+            return total, *[None] * 5
         if along_weight is not None:
             part = _convolution(x, along_weight, along_bias, ctx.geometry)
             total = part if total is None else total + part
@@ -139,4 +160,4 @@ class _Backward(torch.autograd.Function):
                 total = part.expand(_convolution(x, weight, None, ctx.geometry).shape)
             else:
                 total = total + part
-        return total, None, None, None, None
+        return total, *[None] * 5

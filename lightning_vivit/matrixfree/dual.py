@@ -10,12 +10,12 @@ product took 1.0 training steps, and 0.7 this way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lightning_vivit.backends.probing import tolerance
@@ -23,6 +23,9 @@ from lightning_vivit.matrixfree.linear import graph_grad, not_twice
 from lightning_vivit.matrixfree.live import LivePart, Space
 from lightning_vivit.recording import Tape
 from lightning_vivit.tracing import tensors_in
+from lightning_vivit.trust import Proofs, signature
+
+_AGREED: Proofs[bool] = Proofs()  # whether the short layers' gradients are what autograd says
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class Layer:
         """Its parameters."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
-    def gradients(self, cotangents: Tensor) -> dict[str, Tensor]:
-        """Gradients [K, *shape] by name from cotangents [K, R, O]."""
-        found = {self.weight: cotangents.transpose(1, 2) @ self.inputs}
+    def write_gradients(self, cotangents: Tensor, places: Mapping[str, Tensor]) -> None:
+        """Write gradients [K, *shape] by name, from cotangents [K, R, O]."""
+        for cotangent, place in zip(cotangents, places[self.weight], strict=True):
+            torch.mm(cotangent.T, self.inputs, out=place)
         if self.bias is not None:
-            found[self.bias] = cotangents.sum(1)
-        return found
+            torch.sum(cotangents, 1, out=places[self.bias])
 
 
 class DualSpace:
@@ -62,9 +65,12 @@ class DualSpace:
     Attributes:
         size: N*D.
         halves: Half products so far.
+        width: Entries of V u in compact form beside J V u.
     """
 
-    def __init__(self, part: LivePart, space: Space, tape: Tape, scale: float) -> None:
+    def __init__(
+        self, part: LivePart, space: Space, tape: Tape, scale: float, model: nn.Module
+    ) -> None:
         """Make the graph of V^T.
 
         Args:
@@ -72,6 +78,7 @@ class DualSpace:
             space: The parameters.
             tape: The recording of the graph.
             scale: The loss is ``scale * sum_n l_n``.
+            model: What is proved is remembered as long as it lives.
 
         Raises:
             ProblemError: An operation cannot be differentiated twice.
@@ -82,7 +89,8 @@ class DualSpace:
         self._shape = flat.shape  # [N, D]
         self.size, self.halves = flat.numel(), 0
         self._layers = _short_layers(tape, space)
-        if self._layers and not self._agree(tape):
+        key = (*signature(tape, self._outputs, model), tuple(space.shapes))
+        if self._layers and not _AGREED.get(model, key, lambda: (self._agree(tape), True)):
             self._layers = []
         short = {name for layer in self._layers for name in layer.names}
         self._names = [name for name in space.shapes if name not in short]
@@ -102,22 +110,22 @@ class DualSpace:
         self._targets = [target for target, used in zip(targets, live, strict=True) if used]
         self._pulled = [grad for grad, used in zip(pulled, live, strict=True) if used]
         self._sizes = [grad.numel() for grad in self._pulled]
+        self.width = sum(self._sizes) + self.size
 
-    def __call__(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """V u in compact form beside J V u [K, Q + N*D], and V^T V u [K, N*D], of u [K, N*D]."""
-        size, count = sum(self._sizes), columns.shape[0]
-        forms = columns.new_empty(count, size + self.size)
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
+        """V^T V u [K, N*D] of u [K, N*D]; V u in compact form beside J V u to [K, Q + N*D]."""
+        compact = sum(self._sizes)
         images = torch.empty_like(columns)
         for form, column, image in zip(forms, columns, images, strict=True):
-            self._pull(column, form[:size])
-            pushed = self._push(self._unfold(form[:size]))
-            form[size:] = pushed.reshape(-1)
+            self._pull(column, form[:compact])
+            pushed = self._push(self._unfold(form[:compact]))
+            form[compact:] = pushed.reshape(-1)
             image.copy_(self._weigh(pushed.unsqueeze(2))[0])
-        return forms, images
+        return images
 
     def vectors(self, count: int) -> int:
         """How many vectors u, with V u and J V u, need less memory than `count` of twice P."""
-        entries = sum(self._sizes) + 2 * self.size
+        entries = self.width + self.size
         return max(count, 2 * count * self._space.size // entries)
 
     def pull(self, columns: Tensor) -> Tensor:
@@ -139,19 +147,17 @@ class DualSpace:
     def expand(self, compact: Tensor) -> Tensor:
         """K compact forms as vectors of the parameters, [K, Q] (and more entries) to [K, P]."""
         count = compact.shape[0]
-        compact = compact[:, : sum(self._sizes)]
-        found: dict[str, Tensor] = {}
-        parts = list(compact.split(self._sizes, dim=1))
+        parts = list(compact[:, : sum(self._sizes)].split(self._sizes, dim=1))
+        vectors = compact.new_empty(count, self._space.size)
+        places = self._space.split(vectors)
         for layer, part in zip(self._layers, parts, strict=False):
-            cotangents = part.reshape(count, layer.kernel.shape[0], -1)
-            found.update(layer.gradients(cotangents))
+            layer.write_gradients(part.reshape(count, layer.kernel.shape[0], -1), places)
         for name, part in zip(self._names, parts[len(self._layers) :], strict=True):
-            found[name] = part
-        shapes = self._space.shapes
-        for name in shapes:
-            if name not in found:
-                found[name] = compact.new_zeros(count, *shapes[name])
-        return self._space.join(found)
+            places[name].copy_(part.reshape(places[name].shape))
+        written = {name for layer in self._layers for name in layer.names} | set(self._names)
+        for name in self._space.shapes.keys() - written:
+            places[name].zero_()
+        return vectors
 
     def pushed(self, forms: Tensor) -> Tensor:
         """J V u from what a call gave for K vectors, [K, Q + N*D] to [N, D, K]."""
@@ -235,15 +241,17 @@ class DualSpace:
             return False
         expected = dict(zip(names, grads[len(edges) :], strict=True))
         bound = tolerance([self._outputs])
+        places = self._space.split(self._outputs.new_empty(1, self._space.size))
         for layer, cotangent in zip(self._layers, grads, strict=False):
             if cotangent is None:
                 return False
             flat = cotangent.reshape(1, layer.kernel.shape[0], -1)
-            for name, gradient in layer.gradients(flat).items():
+            layer.write_gradients(flat, places)
+            for name in layer.names:
                 known = expected[name]
                 if known is None:
                     return False
-                difference = torch.linalg.vector_norm(gradient[0] - known)
+                difference = torch.linalg.vector_norm(places[name][0] - known)
                 if not bool(difference <= bound * torch.linalg.vector_norm(known)):
                     return False
         return True

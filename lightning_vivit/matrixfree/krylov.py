@@ -8,17 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
 
-Halves: TypeAlias = "Callable[[Tensor], tuple[Tensor | None, Tensor]]"
-_CHUNK = 1 << 15  # entries of a vector that are summed in its own dtype
+_CHUNK = 1 << 16  # entries of a vector that are summed in its own dtype
 _LONG = 1 << 16  # the same where a vector is multiplied with itself
 _LITTLE = 0.5  # share of a vector after orthogonalisation, below which it is done again
+
+
+class Halves(Protocol):
+    """A symmetric matrix that is multiplied in two steps.
+
+    Attributes:
+        width: Entries of what the first step gives; 0 if that is not wanted.
+    """
+
+    width: int
+
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
+        """The products of b vectors [b, P]; writes what the first step gives to [b, width]."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,14 @@ class Ritz:
         coefficients: [m, k].
         residuals: [k], relative.
         edges: [r, k], residual vectors in terms of the edge.
+        following: Size of the next value, which is not wanted; 0 if there is none.
     """
 
     values: Tensor
     coefficients: Tensor
     residuals: Tensor
     edges: Tensor
+    following: float
 
     @property
     def count(self) -> int:
@@ -85,7 +99,7 @@ class Search:
         """Start with an empty basis; the arguments are those of `leading_eigenpairs`."""
         self._multiply, self._which, self._random = halves, which, random
         self._basis = torch.empty(room, size, dtype=dtype, device=device)
-        self._between: Tensor | None = None  # [room, P], what the first half gave
+        self._between = self._basis.new_empty(room, halves.width)  # what the first halves gave
         self._projected = torch.zeros(room, room, dtype=torch.float64, device=device)
         self._edge = self._basis[:0]  # E
         self._coefficients = self._projected[:0]  # C, [r, room]
@@ -157,15 +171,16 @@ class Search:
         m = self.filled
         values, vectors = torch.linalg.eigh(self._projected[:m, :m])
         size = values.abs() if self._which == "magnitude" else values
-        order = size.argsort(descending=True)[:k]
-        values, vectors = values[order], vectors[:, order]
+        order = size.argsort(descending=True)
+        following = float(size[order[k]]) if m > k else 0.0
+        values, vectors = values[order[:k]], vectors[:, order[:k]]
         edges = self._coefficients[:, :m] @ vectors
         norms = torch.linalg.vector_norm(edges, dim=0)
         floor = self._projected[:m, :m].abs().max() * (1e-12 if self._eps < 1e-10 else 1e-6)
         residuals = norms / values.abs().clamp(min=float(floor))
         rounding = 32 * self._eps * self._projected[:m, :m].abs().max()
         residuals = torch.where(norms <= rounding, torch.zeros_like(norms), residuals)
-        return Ritz(values, vectors, residuals, edges)
+        return Ritz(values, vectors, residuals, edges, following)
 
     def restart_if_full(self, k: int, block: int) -> None:
         """Keep the leading half of the Ritz vectors where the basis has no room left."""
@@ -178,8 +193,6 @@ class Search:
         order = size.argsort(descending=True)[:keep]
         turn = vectors[:, order].T.to(self._basis.dtype)
         for stored in (self._basis, self._between):
-            if stored is None:
-                continue
             for columns in range(0, stored.shape[1], 1 << 20):  # no second basis in memory
                 some = stored[:, columns : columns + (1 << 20)]
                 some[:keep] = turn @ some[: self.filled]
@@ -195,24 +208,14 @@ class Search:
         old, count = self.filled, new.shape[0]
         if count == 0:
             return 0
-        between, images = self._multiply(new)
+        images = self._multiply(new, self._between[old : old + count])
         self.products += count
-        sizes = [_norm(image) for image in images]
-        if not all(map(math.isfinite, sizes)):
-            raise ProblemError(
-                "A curvature-vector product is not finite: the network's derivatives overflowed. "
-                "Look at the loss and the learning rate, or use more precision."
-            )
-        if between is not None:
-            if self._between is None:
-                self._between = between.new_empty(self._basis.shape[0], between.shape[1])
-            self._between[old : old + count] = between
         self._basis[old : old + count] = new
         self.filled = old + count
         basis = self._basis[: self.filled]
         recent = slice(max(0, old - count), self.filled)
         inner = torch.zeros_like(self._projected[: self.filled, :count])  # [m, count]
-        rest, lengths = images, sizes
+        rest, lengths = images, [math.inf] * count
         # Most of an image lies along the newest vectors: without that, one pass over all is exact.
         for some in (recent, slice(None), slice(None)):
             befores = lengths
@@ -220,6 +223,11 @@ class Search:
             rest = torch.addmm(rest, found.T.to(basis.dtype), basis[some], alpha=-1.0)
             inner[some] += found
             lengths = [_norm(vector) for vector in rest]
+            if not all(map(math.isfinite, lengths)):
+                raise ProblemError(
+                    "A curvature-vector product is not finite: the network's derivatives "
+                    "overflowed. Look at the loss and the learning rate, or use more precision."
+                )
             pairs = zip(lengths, befores, strict=True)
             if some != recent and all(length >= _LITTLE * before for length, before in pairs):
                 break  # else what is left may be rounding of what was taken
@@ -258,10 +266,13 @@ class Search:
 
     def result(self, found: Ritz, converged: bool) -> Eigenpairs:
         """The pairs, ascending; their vectors in the form that the first half has, if any."""
-        basis = self._basis[: self.filled].clone()
-        stored = basis if self._between is None else self._between[: self.filled]
+        basis = self._basis[: self.filled]
+        if basis.device.type != "cpu":  # there, what was not written to takes no memory
+            basis = basis.clone()
+        whole = self._between.shape[1] == 0
+        stored = basis if whole else self._between[: self.filled]
         vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
-        if self._between is None:
+        if whole:
             normalise(vectors)
         captured = float(self._projected[: self.filled, : self.filled].trace())
         return Eigenpairs(

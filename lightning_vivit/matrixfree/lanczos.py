@@ -14,11 +14,14 @@ A small residual says that a pair is one, not that no larger one was missed. Two
 are closer than the residual look like one, whose vector is a mixture; so a search without a start
 goes on to residuals below the tolerance (`_target`), by which they part. Of a multiple eigenvalue
 a Krylov space from one vector has one copy: after convergence a random vector is iterated in the
-complement, and the search goes on if that changes the result.
+complement, and the search goes on if that changes the result. That is left out where it could not:
+where the eigenvalues are so close to those of the complement that a few steps do not tell them
+apart (`_visible`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,6 +34,7 @@ WHICH = ("largest", "magnitude")
 _FINEST = 5e-4  # residual below which eigenvalues that look like one are too rare to search for
 _FAR = 10.0  # tolerances that no two products bridge
 _PATIENCE = 10  # products spent on it
+_LUCK = 10.0  # times its expectation that a random vector may have along an eigenvector
 
 
 def _target(tol: float) -> float:
@@ -41,6 +45,17 @@ def _target(tol: float) -> float:
     1.7% at 1e-3 and none at 5e-4, which costs 3 to 5 products more than 1e-2.
     """
     return min(tol, max(tol / 10, _FINEST))
+
+
+def _visible(size: int, steps: int) -> float:
+    """How many times the next eigenvalue one must be, for a few steps from a random vector.
+
+    The vector has a share of 1 / size along it, ten times that by chance. A Krylov space of that
+    many steps multiplies the share by T(1 + 2 g)^2 at most, T the Chebyshev polynomial of this
+    degree and 1 + g the ratio wanted (Saad, 2011, theorem 6.4); it is seen once that is 1.
+    """
+    growth = math.sqrt(max(1.0, size / _LUCK))
+    return 0.5 + 0.5 * math.cosh(math.acosh(growth) / steps)
 
 
 def leading_eigenpairs(
@@ -74,9 +89,9 @@ def leading_eigenpairs(
         max_basis: Vectors in memory; None for 3 k + 20.
         block: Vectors multiplied at once.
         verify: Steps of the final search for multiple eigenvalues, if there was no `start`.
-        halves: For a matrix V^T V of this size: [b, size] to V u, in any form [b, Q] that is
-            linear in u, and V^T V u. The result then has that form of the vectors of V V^T, with
-            the norms that V gives to orthonormal u.
+        halves: For a matrix V^T V of this size: from [b, size] V^T V u, and V u in any form
+            [b, width] that is linear in u. The result then has that form of the vectors of V V^T,
+            with the norms that V gives to orthonormal u.
         dtype: Of the vectors.
         device: Of the vectors.
         generator: Source of random vectors, on the CPU; None for a fixed seed.
@@ -101,11 +116,7 @@ def leading_eigenpairs(
     def draw() -> Tensor:
         return torch.randn(1, size, generator=draws).to(device, dtype)
 
-    def whole(vectors: Tensor) -> tuple[Tensor | None, Tensor]:
-        assert multiply is not None
-        return None, multiply(vectors)
-
-    search = Search(halves or whole, size, min(room, size), which, dtype, device, draw)
+    search = Search(halves or _Whole(multiply), size, min(room, size), which, dtype, device, draw)
     search.extend(None if start is None else start.to(device, dtype))
     checks, target = (verify, _target(tol)) if start is None else (0, tol)
     patience = limit
@@ -115,6 +126,9 @@ def leading_eigenpairs(
         if done and patience == limit:
             patience = min(limit, search.products + _PATIENCE)
         fine = done and (bool((found.residuals <= target).all()) or search.products >= patience)
+        if fine and checks > 0:
+            lead = float(found.values.abs().max())
+            checks = checks if lead > _visible(size, checks) * found.following else 0
         if fine and (checks == 0 or search.filled == size):
             break
         if search.products >= limit or search.filled == size:
@@ -135,10 +149,25 @@ def leading_eigenpairs(
         if grown == 0:
             break
         far = found.count < k or float(found.residuals.max()) > _FAR * tol
-        if far and search.rank == 1 and search.products < limit:
+        steps = max(1, k - search.filled) if far else 0  # before k there is no other direction
+        while steps > 0 and search.rank == 1 and search.products < limit:
             search.restart_if_full(k, block)
             search.expand(found.edges.new_ones(1, 1))  # there is one direction to go
+            steps -= 1
     return search.result(found, done)
+
+
+class _Whole:
+    """Products that are not divided."""
+
+    width = 0
+
+    def __init__(self, multiply: Callable[[Tensor], Tensor] | None) -> None:
+        assert multiply is not None
+        self._multiply = multiply
+
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
+        return self._multiply(columns)
 
 
 def search_vectors(k: int) -> int:

@@ -18,7 +18,9 @@ from lightning_vivit.errors import InteractionError, OptionError, ProblemError
 from lightning_vivit.losses import LossCall, SampleLayout, SampleLoss
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.sizes import batch_size
+from lightning_vivit.trust import Proofs, signature
 
+_LAYOUTS: Proofs[SampleLayout] = Proofs()
 _NO_LOSS = "The problem has no loss, so it has no curvature. Give a loss."
 
 
@@ -131,6 +133,8 @@ def split_samples(count: int, microbatch: int | None) -> list[tuple[int, int]]:
 def locate(problem: Problem, recording: Recording) -> SampleLayout:
     """Which rows of the outputs belong to which sample, found by running one sample alone.
 
+    That is remembered, and tried again from time to time.
+
     Args:
         problem: The problem that was recorded.
         recording: Its recording.
@@ -148,6 +152,12 @@ def locate(problem: Problem, recording: Recording) -> SampleLayout:
         return SampleLayout(rows)  # each row is a sample of its own
     if count == 1:
         return SampleLayout(1)
+    key = (*signature(recording.tape, outputs, problem.model), count)
+    return _LAYOUTS.get(problem.model, key, lambda: (_located(problem, outputs, count), True))
+
+
+def _located(problem: Problem, outputs: Tensor, count: int) -> SampleLayout:
+    rows = outputs.shape[0]
     last = batch_size(problem.inputs) - 1
     with problem.part(last, last + 1).recorded() as alone:
         single = alone.outputs.detach()

@@ -214,7 +214,7 @@ class Products:
             return None
         assert self._tape is not None
         with self.prepared():
-            return DualSpace(self._kept, space, self._tape, self.scale)
+            return DualSpace(self._kept, space, self._tape, self.scale, self._problem.model)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

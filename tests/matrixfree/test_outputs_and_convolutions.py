@@ -61,30 +61,35 @@ def test_products_with_a_root(name, target, shape):
     )
 
 
+@pytest.mark.parametrize("first", [True, False])  # whether it is a first layer
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize(
     "options",
     [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "groups": 2}, {"padding": "same"}],
 )
-def test_convolution_and_its_derivatives(axes, options, bias):
+def test_convolution_and_its_derivatives(axes, options, bias, first):
     func = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[axes]
     torch.manual_seed(0)
-    x = torch.randn(2, 4, *[5] * axes).double().requires_grad_()
-    weight = torch.randn(6, 4 // options.get("groups", 1), *[3] * axes).double().requires_grad_()
-    leaves = [x, weight] + ([torch.randn(6).double().requires_grad_()] if bias else [])
-    shift = leaves[2] if bias else None
+    x = torch.randn(2, 2, *[5] * axes).double().requires_grad_(not first)
+    channels = 2 * 3**axes  # as many as keep the patches small
+    shape = channels, 2 // options.get("groups", 1), *[3] * axes
+    weight = torch.randn(shape).double().requires_grad_()
+    shift = torch.randn(channels).double().requires_grad_() if bias else None
+    leaves = [leaf for leaf in (x, weight, shift) if leaf is not None and leaf.requires_grad]
 
     def all_of(run):
         out = run(x, weight, shift)
         cotangent = torch.ones_like(out).requires_grad_()
         grads = torch.autograd.grad(out.sin(), leaves, cotangent, create_graph=True)
         found = [out, *grads]
-        for some in (grads, grads[1:2], grads[2:]):  # all, the weight's alone, the bias's alone
+        own = len(leaves) - bias - 1  # all, the weight's alone, the bias's alone
+        for some in (grads, grads[own : own + 1], grads[own + 1 :]):
             if some:
                 tangents = [torch.ones_like(g) for g in some]
                 found += torch.autograd.grad(some, cotangent, tangents, retain_graph=True)
-        columns = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)])
+        columns = torch.stack([out.detach().cos(), 2 * torch.ones_like(out)])
+        found += torch.autograd.grad(out, leaves, columns[0], retain_graph=True)
         found += torch.autograd.grad(out, leaves, columns, is_grads_batched=True, retain_graph=True)
         return found
 

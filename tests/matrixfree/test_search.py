@@ -60,6 +60,24 @@ def test_known_spectra(name, which, k):
     assert bool((true <= 1e-6 * found.values.abs() + 1e-10).all())
 
 
+def test_copies_are_searched_where_they_would_be_seen():
+    """The search in the complement costs its products where an eigenvalue stands out, else none."""
+    size = 4000
+    bulk = torch.linspace(1, 0, size - 3)
+    spent = {}
+    for name, lead in {"stands out": 3.0, "close": 1.1}.items():
+        spectrum = torch.cat([torch.tensor([lead, 1.05 * lead, 1.1 * lead]), bulk])
+        for verify in (0, 4):
+            found = leading_eigenpairs(lambda v: v * spectrum, size, 3, tol=1e-3, verify=verify)  # noqa: B023
+            torch.testing.assert_close(found.values, spectrum[:3].double(), rtol=1e-5, atol=0)
+            spent[name, verify] = found.products
+    assert spent["stands out", 4] == spent["stands out", 0] + 4
+    assert spent["close", 4] == spent["close", 0]
+    doubled = torch.cat([torch.tensor([2.0, 3.0, 3.0]), bulk])  # a copy that has to be found
+    found = leading_eigenpairs(lambda v: v * doubled, size, 3, tol=1e-3)
+    torch.testing.assert_close(found.values, doubled[:3].double(), rtol=1e-5, atol=0)
+
+
 def test_all_eigenvalues_of_a_small_matrix():
     spectrum = torch.tensor([3.0, 2.0, 2.0, 0.0, -1.0])
     turn = torch.linalg.qr(torch.randn(5, 5).double()).Q
