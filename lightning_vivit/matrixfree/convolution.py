@@ -138,6 +138,10 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         ctx.geometry, ctx.parts, ctx.shape = geometry, parts, cotangent.shape
+        if not bool(cotangent.any()):  # only the graph is wanted
+            shapes = (x.shape, weight.shape, weight.shape[:1])
+            pairs = zip(shapes, wanted, strict=True)
+            return tuple(cotangent.new_zeros(shape) if own else None for shape, own in pairs)
         return _backward(cotangent, x, weight, geometry, wanted)
 
     @staticmethod

@@ -115,13 +115,13 @@ class DualSpace:
     def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
         """V^T V u [K, N*D] of u [K, N*D]; V u in compact form beside J V u to [K, Q + N*D]."""
         compact = sum(self._sizes)
-        images = torch.empty_like(columns)
-        for form, column, image in zip(forms, columns, images, strict=True):
+        images = []
+        for form, column in zip(forms, columns, strict=True):
             self._pull(column, form[:compact])
             pushed = self._push(self._unfold(form[:compact]))
             form[compact:] = pushed.reshape(-1)
-            image.copy_(self._weigh(pushed.unsqueeze(2))[0])
-        return images
+            images.append(self._weigh(pushed.unsqueeze(2)))
+        return images[0] if len(images) == 1 else torch.cat(images)
 
     def vectors(self, count: int) -> int:
         """How many vectors u, with V u and J V u, need less memory than `count` of twice P."""

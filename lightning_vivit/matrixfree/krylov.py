@@ -70,7 +70,7 @@ class Ritz:
 
     values: Tensor
     coefficients: Tensor
-    residuals: Tensor
+    residuals: list[float]
     edges: Tensor
     following: float
 
@@ -170,16 +170,23 @@ class Search:
         """The k leading Ritz pairs, leading first."""
         m = self.filled
         values, vectors = torch.linalg.eigh(self._projected[:m, :m])
-        size = values.abs() if self._which == "magnitude" else values
-        order = size.argsort(descending=True)
-        following = float(size[order[k]]) if m > k else 0.0
-        values, vectors = values[order[:k]], vectors[:, order[:k]]
+        found = values.tolist()  # in Python: each of a dozen small tensor operations takes longer
+        size = abs if self._which == "magnitude" else float
+        order = sorted(range(m), key=lambda place: size(found[place]), reverse=True)
+        following = size(found[order[k]]) if m > k else 0.0
+        chosen = torch.tensor(order[:k], device=values.device)
+        values, vectors = values[chosen], vectors[:, chosen]
         edges = self._coefficients[:, :m] @ vectors
-        norms = torch.linalg.vector_norm(edges, dim=0)
-        floor = self._projected[:m, :m].abs().max() * (1e-12 if self._eps < 1e-10 else 1e-6)
-        residuals = norms / values.abs().clamp(min=float(floor))
-        rounding = 32 * self._eps * self._projected[:m, :m].abs().max()
-        residuals = torch.where(norms <= rounding, torch.zeros_like(norms), residuals)
+        norms = torch.linalg.vector_norm(edges, dim=0).tolist()
+        largest = float(self._projected[:m, :m].abs().max())
+        floor = max(
+            largest * (1e-12 if self._eps < 1e-10 else 1e-6), torch.finfo(values.dtype).tiny
+        )
+        rounding = 32 * self._eps * largest
+        residuals = [
+            norm / max(abs(found[place]), floor) if norm > rounding else 0.0
+            for norm, place in zip(norms, order, strict=False)
+        ]
         return Ritz(values, vectors, residuals, edges, following)
 
     def restart_if_full(self, k: int, block: int) -> None:
@@ -242,7 +249,10 @@ class Search:
         return count
 
     def _to_edge(self, vector: Tensor, whole: float, column: int, scale: float) -> None:
-        """Write the residual of one product in terms of the edge, with a new row if it needs it."""
+        """Write the residual of one product in terms of the edge, with a new row if it needs it.
+
+        The vector's memory is used.
+        """
         for _ in range(2 if self._edge.shape[0] else 0):
             inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
             self._coefficients[:, column] += inside
@@ -250,7 +260,7 @@ class Search:
         length = _norm(vector) if self._edge.shape[0] else whole
         if length <= 4 * self._eps * max(scale, whole):
             return
-        vector = vector / length
+        vector /= length
         if length < 0.03 * max(scale, whole):  # may be rounding, which the basis holds
             for stored in (self._basis[: self.filled], self._edge):
                 inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
@@ -259,7 +269,8 @@ class Search:
             if again < 0.5:
                 return
             vector = vector / again
-        self._edge = torch.cat([self._edge, vector.unsqueeze(0)])
+        last = vector.unsqueeze(0)
+        self._edge = torch.cat([self._edge, last]) if self._edge.shape[0] else last
         row = self._coefficients.new_zeros(1, self._coefficients.shape[1])
         row[0, column] = length
         self._coefficients = torch.cat([self._coefficients, row])
@@ -278,7 +289,7 @@ class Search:
         return Eigenpairs(
             found.values.flip(0),
             vectors,
-            found.residuals.flip(0),
+            found.values.new_tensor(found.residuals).flip(0),
             self.products,
             converged,
             basis,

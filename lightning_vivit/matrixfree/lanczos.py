@@ -122,10 +122,11 @@ def leading_eigenpairs(
     patience = limit
     while True:
         found = search.ritz(k)
-        done = found.count >= min(k, size) and bool((found.residuals <= tol).all())
+        largest = max(found.residuals)
+        done = found.count >= min(k, size) and largest <= tol
         if done and patience == limit:
             patience = min(limit, search.products + _PATIENCE)
-        fine = done and (bool((found.residuals <= target).all()) or search.products >= patience)
+        fine = done and (largest <= target or search.products >= patience)
         if fine and checks > 0:
             lead = float(found.values.abs().max())
             checks = checks if lead > _visible(size, checks) * found.following else 0
@@ -143,12 +144,13 @@ def leading_eigenpairs(
                 checks = verify
             continue
         search.restart_if_full(k, block)
-        worst = found.residuals.argsort(descending=True)[:block]
-        worst = worst[found.residuals[worst] > (target if done else tol)]
-        grown = search.expand(found.edges[:, worst]) if worst.numel() else search.extend()
+        bound = target if done else tol
+        order = sorted(range(found.count), key=found.residuals.__getitem__, reverse=True)
+        worst = [place for place in order[:block] if found.residuals[place] > bound]
+        grown = search.expand(found.edges[:, worst]) if worst else search.extend()
         if grown == 0:
             break
-        far = found.count < k or float(found.residuals.max()) > _FAR * tol
+        far = found.count < k or largest > _FAR * tol
         steps = max(1, k - search.filled) if far else 0  # before k there is no other direction
         while steps > 0 and search.rank == 1 and search.products < limit:
             search.restart_if_full(k, block)

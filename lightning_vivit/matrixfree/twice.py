@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.matrixfree.convolution import CONVOLUTIONS, convolve
+from lightning_vivit.matrixfree.pooling import POOLS, RELUS, ReluBeforePool
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -19,12 +20,13 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Args:
         lean: Also replace convolutions, by ones whose backward pass is only differentiated in
-            its cotangent: enough for J v, not for the Hessian.
+            its cotangent: enough for J v, not for the Hessian. And pool before a ReLU.
     """
 
     def __init__(self, lean: bool = False) -> None:
         super().__init__()
         self._lean = lean
+        self._pooling = ReluBeforePool()
 
     def __torch_function__(
         self,
@@ -41,6 +43,10 @@ class TwiceDifferentiable(TorchFunctionMode):
                 return _embedding_bag(**options.arguments)
         if self._lean and func in CONVOLUTIONS:
             return convolve(func, args, kwargs or {})
+        if self._lean and func in RELUS:
+            return self._pooling.relu(func, args, kwargs or {})
+        if self._lean and func in POOLS:
+            return self._pooling.pool(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
