@@ -125,10 +125,10 @@ class CrossEntropy(SampleLoss):
 
     @cached_property
     def _roots(self) -> tuple[Tensor, Tensor]:
-        """sqrt(w) [N, T, 1, L, 1] and sqrt(p) [N, T, C, L, 1], for `root_product`."""
+        """The probabilities p and sqrt(w p), [N, T, C, L, 1], for `root_product`."""
         total = self._layout.split(self._total.transpose(1, 2)).unsqueeze(-1)
         p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
-        return total.sqrt(), p.sqrt()
+        return p, total.sqrt() * p.sqrt()
 
     def _terms(self) -> Tensor:
         """Weighted terms of the positions, [N*T, L]."""
@@ -189,16 +189,15 @@ class CrossEntropy(SampleLoss):
         rows, length, c = self._logits.shape
         n, count = vectors.shape[0], vectors.shape[2]
         parts = vectors.reshape(n, rows // n, c, length, count)  # [N, T, C, L, K]
-        p = self._layout.split(self._probabilities.transpose(1, 2)).unsqueeze(-1)
-        total, root = self._roots
+        p, root = self._roots
         if transpose:
             top = self._most_likely.expand(-1, -1, -1, -1, count)
             parts = parts - parts.gather(2, top)  # changes nothing, as in `hessian_product`
-            product = (parts - (p * parts).sum(2, keepdim=True)).mul_(root)
+            product = parts.sub_((p * parts).sum(2, keepdim=True)).mul_(root)
         else:
             product = root * parts
             product = product.addcmul_(p, product.sum(2, keepdim=True), value=-1.0)
-        return product.mul_(total).reshape(vectors.shape).to(self._dtype)
+        return product.reshape(vectors.shape).to(self._dtype)
 
     def basis(self) -> Tensor | None:
         """Logits may be shifted without an effect: C - 1 directions for each position matter."""
