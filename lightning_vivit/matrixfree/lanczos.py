@@ -52,7 +52,7 @@ def _visible(size: int, steps: int) -> float:
 
     The vector has a share of 1 / size along it, ten times that by chance. A Krylov space of that
     many steps multiplies the share by T(1 + 2 g)^2 at most, T the Chebyshev polynomial of this
-    degree and 1 + g the ratio wanted (Saad, 2011, theorem 6.4); it is seen once that is 1.
+    degree and 1 + g the ratio wanted (Saad, 2011, section 6.6); it is seen once that is 1.
     """
     growth = math.sqrt(max(1.0, size / _LUCK))
     return 0.5 + 0.5 * math.cosh(math.acosh(growth) / steps)
