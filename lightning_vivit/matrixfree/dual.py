@@ -1,6 +1,6 @@
 """The GGN among vectors over samples and outputs.
 
-G = V V^T with V = sqrt(scale) J^T S [P, N*D] has the nonzero eigenvalues of V^T V, whose vectors
+G = scale V V^T with V = J^T S [P, N*D] has the nonzero eigenvalues of scale V^T V, whose vectors
 are shorter where N*D < P. V u is kept in a compact form: of a linear layer with fewer positions R
 than inputs, the cotangents g [R, O] at its output instead of the weight's gradient g^T x. What J
 gives of that gradient is then x x^T g, which costs R^2 O instead of 2 R I O multiply-adds, and no
@@ -68,22 +68,19 @@ class DualSpace:
         width: Entries of V u in compact form beside J V u.
     """
 
-    def __init__(
-        self, part: LivePart, space: Space, tape: Tape, scale: float, model: nn.Module
-    ) -> None:
+    def __init__(self, part: LivePart, space: Space, tape: Tape, model: nn.Module) -> None:
         """Make the graph of V^T.
 
         Args:
             part: All samples with their graph; the loss has `root_product`.
             space: The parameters.
             tape: The recording of the graph.
-            scale: The loss is ``scale * sum_n l_n``.
             model: What is proved is remembered as long as it lives.
 
         Raises:
             ProblemError: An operation cannot be differentiated twice.
         """
-        self._part, self._space, self._root = part, space, scale**0.5
+        self._part, self._space = part, space
         self._outputs = part.linear.outputs
         flat = part.layout.flatten(self._outputs.detach())
         self._shape = flat.shape  # [N, D]
@@ -179,7 +176,7 @@ class DualSpace:
         self.halves += 1
         weighed = self._part.loss.root_product(column.reshape(*self._shape, 1))
         assert weighed is not None
-        cotangent = self._part.columns_of(weighed.mul_(self._root))
+        cotangent = self._part.columns_of(weighed)
         grads = torch.autograd.grad(
             self._outputs, self._targets, cotangent[0], retain_graph=True, allow_unused=True
         )
@@ -215,10 +212,10 @@ class DualSpace:
         return self._part.outputs_of(pushed)[:, :, 0]
 
     def _weigh(self, pushed: Tensor) -> Tensor:
-        """sqrt(scale) S^T J v [K, N*D] from J v [N, D, K]."""
+        """S^T J v [K, N*D] from J v [N, D, K]."""
         weighed = self._part.loss.root_product(pushed, transpose=True)
         assert weighed is not None
-        return weighed.mul_(self._root).permute(2, 0, 1).flatten(1)
+        return weighed.permute(2, 0, 1).flatten(1)
 
     def _agree(self, tape: Tape) -> bool:
         """Whether the layers' gradients are what autograd says.

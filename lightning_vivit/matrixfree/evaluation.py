@@ -168,7 +168,12 @@ class MatrixFreeEvaluation:
             vectors = dual.expand(found.vectors)
             norms = normalise(vectors)
             self._pushed[group] = dual.pushed(found.vectors) / norms
-            found = replace(found, vectors=vectors)
+            found = replace(
+                found,
+                values=self.scale * found.values,
+                vectors=vectors,
+                captured=self.scale * found.captured,
+            )
         if not found.converged:
             rank_zero_warn(
                 f"After {found.products} curvature-vector products the {wanted} leading "
@@ -278,7 +283,7 @@ class MatrixFreeEvaluation:
 
             def form(vectors: Tensor) -> Tensor:
                 if dual is not None:
-                    return dual.squares(dual.pull(vectors))
+                    return self.scale * dual.squares(dual.pull(vectors))
                 return self._products.quadratic(space, vectors)
 
             with self._products.prepared():

@@ -331,6 +331,8 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         [m, b]. A sum of millions of float32 numbers is not accurate enough for a residual of 1e-4.
     """
+    if first.shape[1] <= _CHUNK:
+        return (first @ second.T).double()
     total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64, device=first.device)
     for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True):
         total += left @ right.T
@@ -346,5 +348,7 @@ def normalise(vectors: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
+    if vector.numel() <= _LONG:
+        return math.sqrt(float(vector @ vector))
     squares = torch.stack([part @ part for part in vector.split(_LONG)])
     return math.sqrt(float(squares.sum(dtype=torch.float64)))

@@ -202,7 +202,7 @@ class Products:
         return total
 
     def dual(self, space: Space) -> DualSpace | None:
-        """V and V^T of G = V V^T, if a search is cheaper among vectors over samples and outputs.
+        """V and V^T of G = scale V V^T, if a search among vectors of N*D entries is cheaper.
 
         Only for the GGN, one microbatch, and losses that multiply with S without forming it.
         """
@@ -214,7 +214,7 @@ class Products:
             return None
         assert self._tape is not None
         with self.prepared():
-            return DualSpace(self._kept, space, self._tape, self.scale, self._problem.model)
+            return DualSpace(self._kept, space, self._tape, self._problem.model)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
