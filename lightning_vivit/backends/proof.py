@@ -26,8 +26,6 @@ from lightning_vivit.tracing import tensors_in
 from lightning_vivit.trust import Proofs, signature
 
 _log = logging.getLogger(__name__)
-
-
 _PROOFS: Proofs[Structure] = Proofs()
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError
 from lightning_vivit.matrixfree.dual import DualSpace
-from lightning_vivit.matrixfree.krylov import normalise
 from lightning_vivit.matrixfree.lanczos import (
     Eigenpairs,
     leading_eigenpairs,
@@ -27,6 +26,7 @@ from lightning_vivit.matrixfree.lanczos import (
 from lightning_vivit.matrixfree.live import Space
 from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.matrixfree.start import Start, starting_block
+from lightning_vivit.matrixfree.sums import normalise
 from lightning_vivit.matrixfree.trace import TraceEstimate, estimate_trace
 from lightning_vivit.problem import Problem
 from lightning_vivit.spectrum import numerical_floor

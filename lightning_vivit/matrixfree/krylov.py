@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.matrixfree.sums import inner_products, norm, normalise
 
-_CHUNK = 1 << 16  # entries of a vector that are summed in its own dtype
-_LONG = 1 << 16  # the same where a vector is multiplied with itself
 _LITTLE = 0.5  # share of a vector after orthogonalisation, below which it is done again
 
 
@@ -177,15 +176,15 @@ class Search:
         chosen = torch.tensor(order[:k], device=values.device)
         values, vectors = values[chosen], vectors[:, chosen]
         edges = self._coefficients[:, :m] @ vectors
-        norms = torch.linalg.vector_norm(edges, dim=0).tolist()
+        lengths = torch.linalg.vector_norm(edges, dim=0).tolist()
         largest = float(self._projected[:m, :m].abs().max())
         floor = max(
             largest * (1e-12 if self._eps < 1e-10 else 1e-6), torch.finfo(values.dtype).tiny
         )
         rounding = 32 * self._eps * largest
         residuals = [
-            norm / max(abs(found[place]), floor) if norm > rounding else 0.0
-            for norm, place in zip(norms, order, strict=False)
+            length / max(abs(found[place]), floor) if length > rounding else 0.0
+            for length, place in zip(lengths, order, strict=False)
         ]
         return Ritz(values, vectors, residuals, edges, following)
 
@@ -229,7 +228,7 @@ class Search:
             found = inner_products(basis[some], rest)
             rest = torch.addmm(rest, found.T.to(basis.dtype), basis[some], alpha=-1.0)
             inner[some] += found
-            lengths = [_norm(vector) for vector in rest]
+            lengths = [norm(vector) for vector in rest]
             if not all(map(math.isfinite, lengths)):
                 raise ProblemError(
                     "A curvature-vector product is not finite: the network's derivatives "
@@ -257,7 +256,7 @@ class Search:
             inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
             self._coefficients[:, column] += inside
             vector = vector - inside.to(vector.dtype) @ self._edge
-        length = _norm(vector) if self._edge.shape[0] else whole
+        length = norm(vector) if self._edge.shape[0] else whole
         if length <= 4 * self._eps * max(scale, whole):
             return
         vector /= length
@@ -265,7 +264,7 @@ class Search:
             for stored in (self._basis[: self.filled], self._edge):
                 inside = inner_products(stored, vector.unsqueeze(0))[:, 0]
                 vector = vector - inside.to(vector.dtype) @ stored
-            again = _norm(vector)
+            again = norm(vector)
             if again < 0.5:
                 return
             vector = vector / again
@@ -301,7 +300,7 @@ class Search:
         kept: list[Tensor] = []
         basis = self._basis[: self.filled]
         for vector in vectors:
-            length = _norm(vector)
+            length = norm(vector)
             if not length > 0:
                 continue
             vector = vector / length
@@ -311,7 +310,7 @@ class Search:
                     vector = vector - inside.to(vector.dtype) @ stored
                 for other in kept:
                     vector = vector - (other @ vector) * other
-                length = _norm(vector)
+                length = norm(vector)
                 if length < 20 * self._eps:
                     break
                 vector = vector / length
@@ -319,36 +318,3 @@ class Search:
                     kept.append(vector)
                     break
         return torch.stack(kept) if kept else vectors[:0]
-
-
-def inner_products(first: Tensor, second: Tensor) -> Tensor:
-    """Products of all rows of two matrices, summed in float64.
-
-    Args:
-        first: [m, P].
-        second: [b, P].
-
-    Returns:
-        [m, b]. A sum of millions of float32 numbers is not accurate enough for a residual of 1e-4.
-    """
-    if first.shape[1] <= _CHUNK:
-        return (first @ second.T).double()
-    total = torch.zeros(first.shape[0], second.shape[0], dtype=torch.float64, device=first.device)
-    for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True):
-        total += left @ right.T
-    return total
-
-
-def normalise(vectors: Tensor) -> Tensor:
-    """Divide K vectors [K, P] by their norms, in place; returns these, [K]."""
-    norms = [max(_norm(vector), torch.finfo(vectors.dtype).tiny) for vector in vectors]
-    found = vectors.new_tensor(norms)
-    vectors /= found.unsqueeze(1)
-    return found
-
-
-def _norm(vector: Tensor) -> float:
-    if vector.numel() <= _LONG:
-        return math.sqrt(float(vector @ vector))
-    squares = torch.stack([part @ part for part in vector.split(_LONG)])
-    return math.sqrt(float(squares.sum(dtype=torch.float64)))
