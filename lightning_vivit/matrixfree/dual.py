@@ -25,6 +25,7 @@ from lightning_vivit.recording import Tape
 from lightning_vivit.tracing import tensors_in
 from lightning_vivit.trust import Proofs, signature
 
+_KEPT = 31 << 20  # bytes that glibc's malloc does not take from the system each time
 _AGREED: Proofs[bool] = Proofs()  # whether the short layers' gradients are what autograd says
 
 
@@ -109,21 +110,24 @@ class DualSpace:
         self._sizes = [grad.numel() for grad in self._pulled]
         self.width = sum(self._sizes) + self.size
 
-    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
-        """V^T V u [K, N*D] of u [K, N*D]; V u in compact form beside J V u to [K, Q + N*D]."""
+    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+        """V^T V u [K, N*D] of u [K, N*D]; V u in compact form beside J V u to K of [Q + N*D]."""
         compact = sum(self._sizes)
         images = []
         for form, column in zip(forms, columns, strict=True):
-            self._pull(column, form[:compact])
-            pushed = self._push(self._unfold(form[:compact]))
+            pushed = self._push(self._pull(column, form[:compact]))
             form[compact:] = pushed.reshape(-1)
             images.append(self._weigh(pushed.unsqueeze(2)))
         return images[0] if len(images) == 1 else torch.cat(images)
 
     def vectors(self, count: int) -> int:
-        """How many vectors u, with V u and J V u, need less memory than `count` of twice P."""
-        entries = self.width + self.size
-        return max(count, 2 * count * self._space.size // entries)
+        """How many vectors u to keep.
+
+        With V u and J V u they need less memory than `count` of twice P; and malloc keeps theirs.
+        """
+        fitting = 2 * count * self._space.size // (self.width + self.size)
+        kept = _KEPT // (self.size * self._outputs.element_size())
+        return max(count, fitting if kept < 2 * count else min(fitting, kept))
 
     def pull(self, columns: Tensor) -> Tensor:
         """V u for K vectors, [K, N*D] to the compact form [K, Q]: half a product."""
@@ -171,8 +175,8 @@ class DualSpace:
         self.halves += vectors.shape[0]
         return torch.cat(found)
 
-    def _pull(self, column: Tensor, compact: Tensor) -> None:
-        """V u [N*D] into a compact form [Q]."""
+    def _pull(self, column: Tensor, compact: Tensor) -> list[Tensor]:
+        """V u of u [N*D] into a compact form [Q]; its parts."""
         self.halves += 1
         weighed = self._part.loss.root_product(column.reshape(*self._shape, 1))
         assert weighed is not None
@@ -180,11 +184,15 @@ class DualSpace:
         grads = torch.autograd.grad(
             self._outputs, self._targets, cotangent[0], retain_graph=True, allow_unused=True
         )
-        for place, grad in zip(compact.split(self._sizes), grads, strict=True):
+        found = []
+        places = zip(compact.split(self._sizes), grads, self._pulled, strict=True)
+        for place, grad, like in places:
             if grad is None:
-                place.zero_()
+                found.append(place.zero_().view(like.shape))
             else:
+                found.append(grad)
                 place.copy_(grad.reshape(-1))
+        return found
 
     def _unfold(self, row: Tensor) -> list[Tensor]:
         return [

@@ -6,14 +6,18 @@ The state of the search in `lanczos`: a Krylov decomposition A B^T = B^T T + E^T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.matrixfree.drift import Drift
+from lightning_vivit.matrixfree.rows import Rows
 from lightning_vivit.matrixfree.sums import inner_products, norm, normalise
 
 _LITTLE = 0.5  # share of a vector after orthogonalisation, below which it is done again
@@ -28,8 +32,8 @@ class Halves(Protocol):
 
     width: int
 
-    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
-        """The products of b vectors [b, P]; writes what the first step gives to [b, width]."""
+    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+        """The products of b vectors [b, P]; writes what the first step gives to b of [width]."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Ritz:
     values: Tensor
     coefficients: Tensor
     residuals: list[float]
-    edges: Tensor
+    edges: NDArray[np.float64]
     following: float
 
     @property
@@ -82,7 +86,8 @@ class Ritz:
 class Search:
     """An orthonormal basis B, the projected matrix T, and the edge E with A B^T = B^T T + E^T C.
 
-    The r rows of E are orthonormal, and orthogonal to the basis.
+    The r rows of E are orthonormal, and orthogonal to the basis. T and C are small and lie on the
+    CPU, where an operation on an array takes a microsecond and one on a tensor ten.
     """
 
     def __init__(
@@ -98,12 +103,13 @@ class Search:
         """Start with an empty basis; the arguments are those of `leading_eigenpairs`."""
         self._multiply, self._which, self._random = halves, which, random
         self._basis = torch.empty(room, size, dtype=dtype, device=device)
-        self._between = self._basis.new_empty(room, halves.width)  # what the first halves gave
-        self._projected = torch.zeros(room, room, dtype=torch.float64, device=device)
+        self._between = Rows(halves.width, dtype, device)  # what the first halves gave
+        self._projected = np.zeros((room, room))  # T
         self._edge = self._basis[:0]  # E
-        self._coefficients = self._projected[:0]  # C, [r, room]
+        self._coefficients = np.zeros((0, room))  # C, [r, room]
         self._eps = torch.finfo(dtype).eps
         self._grew = False
+        self._drift = Drift(self._eps)
         self.filled = 0
         self.products = 0
 
@@ -122,10 +128,10 @@ class Search:
         if new.shape[0] == 0 and vectors is not None:
             new = self._orthonormal(self._random())[:room]
         if new.shape[0] == 0 and self._edge.shape[0] > 0:  # nothing else is left
-            return self.expand(torch.eye(self._edge.shape[0])[:, :1].to(self._coefficients))
+            return self.expand(np.eye(self._edge.shape[0])[:, :1])
         return self._append(new)
 
-    def expand(self, edges: Tensor) -> int:
+    def expand(self, edges: NDArray[np.float64]) -> int:
         """Append the directions in the edge that some residual vectors have.
 
         Args:
@@ -135,8 +141,8 @@ class Search:
             How many were appended.
         """
         if self._edge.shape[0] > 1:
-            turn = torch.linalg.qr(edges, mode="complete").Q.T
-            self._edge = turn.to(self._edge.dtype) @ self._edge
+            turn = np.linalg.qr(edges, mode="complete").Q.T
+            self._edge = torch.from_numpy(turn).to(self._edge) @ self._edge
             self._coefficients = turn @ self._coefficients
         count = min(edges.shape[1], self._edge.shape[0], self._basis.shape[0] - self.filled)
         new, self._edge = self._edge[:count], self._edge[count:]
@@ -159,25 +165,23 @@ class Search:
                 if self.extend() == 0:
                     return
             elif self._grew:  # the newest direction of the edge
-                last = torch.zeros(rank, 1).to(self._coefficients)
-                last[-1] = 1.0
-                self.expand(last)
+                self.expand(np.eye(rank)[:, -1:])
             else:
                 return
 
     def ritz(self, k: int) -> Ritz:
         """The k leading Ritz pairs, leading first."""
         m = self.filled
-        values, vectors = torch.linalg.eigh(self._projected[:m, :m])
-        found = values.tolist()  # in Python: each of a dozen small tensor operations takes longer
+        projected = self._projected[:m, :m]
+        values, vectors = torch.linalg.eigh(torch.from_numpy(projected))
+        found = values.tolist()
         size = abs if self._which == "magnitude" else float
         order = sorted(range(m), key=lambda place: size(found[place]), reverse=True)
         following = size(found[order[k]]) if m > k else 0.0
-        chosen = torch.tensor(order[:k], device=values.device)
-        values, vectors = values[chosen], vectors[:, chosen]
-        edges = self._coefficients[:, :m] @ vectors
-        lengths = torch.linalg.vector_norm(edges, dim=0).tolist()
-        largest = float(self._projected[:m, :m].abs().max())
+        values, vectors = values[order[:k]], vectors[:, order[:k]]
+        edges = self._coefficients[:, :m] @ vectors.numpy()
+        lengths = np.sqrt((edges * edges).sum(0)).tolist()
+        largest = float(np.abs(projected).max())
         floor = max(
             largest * (1e-12 if self._eps < 1e-10 else 1e-6), torch.finfo(values.dtype).tiny
         )
@@ -194,48 +198,56 @@ class Search:
         if self.filled + block <= room or room == self._basis.shape[1]:
             return
         keep = max(k + 2, room // 2)
-        values, vectors = torch.linalg.eigh(self._projected[: self.filled, : self.filled])
+        projected = torch.from_numpy(self._projected[: self.filled, : self.filled])
+        values, vectors = torch.linalg.eigh(projected)
         size = values.abs() if self._which == "magnitude" else values
         order = size.argsort(descending=True)[:keep]
-        turn = vectors[:, order].T.to(self._basis.dtype)
-        for stored in (self._basis, self._between):
-            for columns in range(0, stored.shape[1], 1 << 20):  # no second basis in memory
-                some = stored[:, columns : columns + (1 << 20)]
-                some[:keep] = turn @ some[: self.filled]
-        coefficients = self._coefficients[:, : self.filled] @ vectors[:, order]
-        self._coefficients = torch.zeros_like(self._coefficients)
+        turn = vectors[:, order].T.to(self._basis)
+        for columns in range(0, self._basis.shape[1], 1 << 20):  # no second basis in memory
+            some = self._basis[:, columns : columns + (1 << 20)]
+            some[:keep] = turn @ some[: self.filled]
+        self._between.turn(turn)
+        coefficients = self._coefficients[:, : self.filled] @ vectors[:, order].numpy()
+        self._coefficients = np.zeros_like(self._coefficients)
         self._coefficients[:, :keep] = coefficients
         self.filled = keep
-        self._projected.zero_()
-        self._projected[:keep, :keep] = values[order].diag()
+        self._drift.stop()
+        self._projected[:] = 0.0
+        self._projected[range(keep), range(keep)] = values[order].numpy()
 
     def _append(self, new: Tensor) -> int:
         """Multiply orthonormal vectors and append them."""
         old, count = self.filled, new.shape[0]
         if count == 0:
             return 0
-        images = self._multiply(new, self._between[old : old + count])
+        images = self._multiply(new, self._between.places(old, count))
         self.products += count
         self._basis[old : old + count] = new
         self.filled = old + count
         basis = self._basis[: self.filled]
         recent = slice(max(0, old - count), self.filled)
-        inner = torch.zeros_like(self._projected[: self.filled, :count])  # [m, count]
+        inner = np.zeros((self.filled, count))
         rest, lengths = images, [math.inf] * count
+        if count > 1 or self._edge.shape[0] > 0:
+            self._drift.reset()
         # Most of an image lies along the newest vectors: without that, one pass over all is exact.
-        for some in (recent, slice(None), slice(None)):
+        for place, some in enumerate((recent, slice(None), slice(None))):
+            if place == 1 and self._drift.stays_small(lengths[0]):
+                some = recent
             befores = lengths
             found = inner_products(basis[some], rest)
             rest = torch.addmm(rest, found.T.to(basis.dtype), basis[some], alpha=-1.0)
-            inner[some] += found
+            known = found.cpu().numpy()
+            inner[some] += known
             lengths = [norm(vector) for vector in rest]
             if not all(map(math.isfinite, lengths)):
                 raise ProblemError(
                     "A curvature-vector product is not finite: the network's derivatives "
                     "overflowed. Look at the loss and the learning rate, or use more precision."
                 )
-            pairs = zip(lengths, befores, strict=True)
-            if some != recent and all(length >= _LITTLE * before for length, before in pairs):
+            if place == 0:
+                self._drift.see(float(np.abs(known).max()))
+            elif all(now >= _LITTLE * then for now, then in zip(lengths, befores, strict=True)):
                 break  # else what is left may be rounding of what was taken
         self._projected[: self.filled, old : self.filled] = inner
         self._projected[old : self.filled, :old] = inner[:old].T
@@ -243,7 +255,9 @@ class Search:
         self._projected[old : self.filled, old : self.filled] = (own + own.T) / 2
         rank = self._edge.shape[0]
         for index, vector in enumerate(rest):
-            self._to_edge(vector, lengths[index], old + index, float(inner[:, index].norm()))
+            self._to_edge(
+                vector, lengths[index], old + index, math.hypot(*inner[:, index].tolist())
+            )
         self._grew = self._edge.shape[0] > rank
         return count
 
@@ -254,7 +268,7 @@ class Search:
         """
         for _ in range(2 if self._edge.shape[0] else 0):
             inside = inner_products(self._edge, vector.unsqueeze(0))[:, 0]
-            self._coefficients[:, column] += inside
+            self._coefficients[:, column] += inside.cpu().numpy()
             vector = vector - inside.to(vector.dtype) @ self._edge
         length = norm(vector) if self._edge.shape[0] else whole
         if length <= 4 * self._eps * max(scale, whole):
@@ -270,25 +284,27 @@ class Search:
             vector = vector / again
         last = vector.unsqueeze(0)
         self._edge = torch.cat([self._edge, last]) if self._edge.shape[0] else last
-        row = self._coefficients.new_zeros(1, self._coefficients.shape[1])
+        row = np.zeros_like(self._projected[:1])
         row[0, column] = length
-        self._coefficients = torch.cat([self._coefficients, row])
+        self._coefficients = np.concatenate([self._coefficients, row])
 
     def result(self, found: Ritz, converged: bool) -> Eigenpairs:
         """The pairs, ascending; their vectors in the form that the first half has, if any."""
         basis = self._basis[: self.filled]
         if basis.device.type != "cpu":  # there, what was not written to takes no memory
             basis = basis.clone()
-        whole = self._between.shape[1] == 0
-        stored = basis if whole else self._between[: self.filled]
-        vectors = found.coefficients.T.flip(0).to(basis.dtype) @ stored
-        if whole:
+        coefficients = found.coefficients.T.flip(0).to(basis)
+        if self._between.width > 0:
+            vectors = self._between.combine(coefficients)
+        else:
+            vectors = coefficients @ basis
             normalise(vectors)
-        captured = float(self._projected[: self.filled, : self.filled].trace())
+        captured = float(np.trace(self._projected[: self.filled, : self.filled]))
+        values = found.values.flip(0).to(basis.device)
         return Eigenpairs(
-            found.values.flip(0),
+            values,
             vectors,
-            found.values.new_tensor(found.residuals).flip(0),
+            values.new_tensor(found.residuals).flip(0),
             self.products,
             converged,
             basis,

@@ -22,8 +22,9 @@ apart (`_visible`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,7 +155,7 @@ def leading_eigenpairs(
         steps = max(1, k - search.filled) if far else 0  # before k there is no other direction
         while steps > 0 and search.rank == 1 and search.products < limit:
             search.restart_if_full(k, block)
-            search.expand(found.edges.new_ones(1, 1))  # there is one direction to go
+            search.expand(np.ones((1, 1)))  # there is one direction to go
             steps -= 1
     return search.result(found, done)
 
@@ -168,7 +169,7 @@ class _Whole:
         assert multiply is not None
         self._multiply = multiply
 
-    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
+    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
         return self._multiply(columns)
 
 
