@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -124,3 +125,41 @@ def test_freed_memory_is_used_again() -> None:
     if platform.libc_ver()[0] == "glibc":
         assert after <= before / 4, (before, after)  # none before where the heap was pinned
     assert after <= before + 100
+
+
+KEPT = """
+from pathlib import Path
+import torch
+from lightning_vivit.memory import reuse_freed_memory
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+reuse_freed_memory()
+before = resident()
+for count in (10, 40):
+    held = [torch.empty(16 << 20, dtype=torch.uint8).fill_(1) for _ in range(count)]
+    assert resident() - before > 15 * count
+    del held
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("told", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}])
+def test_a_process_keeps_some_memory_unless_told_otherwise(told: dict[str, str]) -> None:
+    plain = {name: value for name, value in os.environ.items() if "MALLOC" not in name.upper()}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT],
+        env={**plain, **told},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    few, many = map(float, done.stdout.split())  # MiB
+    if told:
+        assert max(few, many) <= 20, (few, many)
+    else:
+        assert few >= 150, (few, many)
+        assert many <= 290, (few, many)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_vivit import OptionError
+from lightning_vivit.matrixfree import krylov, rows
 from lightning_vivit.matrixfree.lanczos import leading_eigenpairs
 from lightning_vivit.matrixfree.start import Start, starting_block
 from lightning_vivit.matrixfree.trace import estimate_trace
@@ -93,6 +96,75 @@ def test_a_small_basis_is_restarted():
     )
     assert found.converged and found.basis.shape[0] <= 12
     torch.testing.assert_close(found.values, SPECTRA["decaying"][:3].flip(0).double())
+
+
+class Halved:
+    """V^T V of a matrix V [P, size], in two steps."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.width = matrix, matrix.shape[0]
+
+    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+        for form, column in zip(forms, columns, strict=True):
+            form.copy_(self.matrix @ column)
+        return columns @ self.matrix.T @ self.matrix
+
+
+@pytest.mark.parametrize("height", [1, 5, 100])
+@pytest.mark.parametrize("room", [12, None])
+def test_first_halves_in_blocks(height, room, monkeypatch):
+    """The vectors of V V^T from rows in blocks of any height, with and without restarts."""
+    torch.manual_seed(0)
+    matrix = torch.randn(90, 90).double() * torch.logspace(0.5, -2.5, 90).double()
+    halves = Halved(matrix.T[:, :80].contiguous())
+    monkeypatch.setattr(rows, "_BLOCK", height * 90 * 8)
+    monkeypatch.setattr(rows, "_COLUMNS", 37)
+    found = leading_eigenpairs(
+        None, 80, 3, tol=1e-7, halves=halves, dtype=torch.float64, max_basis=room, block=2
+    )
+    whole = halves.matrix @ halves.matrix.T
+    torch.testing.assert_close(found.values, torch.linalg.eigvalsh(whole)[-3:])
+    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(vectors @ whole, found.values[:, None] * vectors, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["flat", "decaying", "outliers", "low rank"])
+def test_passes_over_the_basis_are_left_out_where_they_change_nothing(name, dtype, monkeypatch):
+    size = 3000
+    spectrum = {
+        "flat": torch.linspace(0, 1, size),
+        "decaying": torch.logspace(-6, 0, size),
+        "outliers": torch.cat([torch.linspace(0, 1, size - 5), torch.logspace(1, 2, 5)]),
+        "low rank": torch.cat([torch.zeros(size - 30), torch.linspace(0.1, 1, 30)]),
+    }[name].to(dtype)
+    turn = torch.linalg.qr(torch.randn(size, 30).to(dtype)).Q  # a few reflections mix all entries
+
+    def multiply(vectors: Tensor) -> Tensor:
+        mixed = vectors - 2 * (vectors @ turn) @ turn.T
+        mixed = mixed * spectrum
+        return mixed - 2 * (mixed @ turn) @ turn.T
+
+    passes, inner = [], krylov.inner_products
+
+    def counted(first: Tensor, second: Tensor) -> Tensor:
+        passes.append(first.shape[0])
+        return inner(first, second)
+
+    monkeypatch.setattr(krylov, "inner_products", counted)
+    found = leading_eigenpairs(
+        multiply, size, 4, tol=1e-5, dtype=dtype, max_basis=120, max_products=100, verify=0
+    )
+    eps = torch.finfo(dtype).eps
+    products = found.basis @ found.basis.T - torch.eye(found.basis.shape[0], dtype=dtype)
+    assert float(products.abs().max()) <= 0.1 * eps**0.5
+    if found.converged:
+        expected = spectrum.double()[-4:]
+        rtol = 1e-5 if dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(found.values, expected, rtol=rtol, atol=0)
+    whole = sum(height > 2 for height in passes)
+    assert whole <= 0.8 * found.products or (name, dtype) == ("outliers", torch.float32)
 
 
 def test_single_precision_reaches_its_tolerance():
