@@ -22,7 +22,7 @@ from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
 _HEAP_BLOCKS = 32 << 20  # bytes; larger blocks glibc's malloc always takes from the system
-_KEPT_HEAP = 256 << 20  # bytes at the top of its heap that it may keep
+_KEPT_HEAP = 512 << 20  # bytes at the top of its heap that it may keep
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _COPIES = 2.5  # columns, a reordered copy of one layer's, and its gradients
 
@@ -74,7 +74,7 @@ def reuse_freed_memory() -> None:
 
     Fresh memory costs a page fault for each 4 KiB, which is more than most operations on it:
     measured 8% of the eigenpairs of 3c3d and of ResNet-20. The malloc of glibc is told to take
-    blocks of up to 32 MiB from its heap and to keep up to 256 MiB of it (`mallopt`). Done once in
+    blocks of up to 32 MiB from its heap and to keep up to 512 MiB of it (`mallopt`). Done once in
     a process; not where the environment says what malloc does, nor with another C library.
     """
     told = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
