@@ -29,7 +29,7 @@ def evaluate(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
-    kernel: bool = True,
+    kernel: bool | None = None,
     backend: str = "auto",
     method: str = "gram",
     k: int = 10,
@@ -51,8 +51,9 @@ def evaluate(
         max_memory: Bytes that may be used over the model's forward pass; None for half of what
             is free on the device. Matrix-free it limits the samples that are in memory at once;
             the vectors of the search are not counted.
-        kernel: Whether `Evaluation.ntk` will be asked for. Without it only the output directions
-            that the loss sees are backpropagated (C - 1 of C for cross-entropy).
+        kernel: Whether `Evaluation.ntk` will be asked for. With False only the output directions
+            that the loss sees are backpropagated (C - 1 of C for cross-entropy); with True
+            ``auto`` takes the Gram matrix, which alone has it. None is True once there is one.
         backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
             module with BackPACK and refuses what BackPACK cannot do; ``auto`` takes autograd,
             which was faster on every network of the benchmark.
@@ -107,13 +108,13 @@ def evaluate(
     if method == "matrix_free" and part is not None:
         raise OptionError("Matrix-free products are not divided among ranks. Give the whole batch.")
     if undecided:
-        method = known_choice(problem, wanted, k, kernel, max_memory) or method
+        method = known_choice(problem, wanted, k, bool(kernel), max_memory) or method
     if method == "matrix_free":
         return matrix_free()
     session = choose_session(backend, columns)
     with problem.recorded(wanted, session, part is not None) as recording:
         if undecided and recording.loss is not None:
-            method = choose_method(problem, recording, wanted, k, kernel, max_memory)
+            method = choose_method(problem, recording, wanted, k, bool(kernel), max_memory)
         if method != "matrix_free":
             return gram_evaluation(
                 recording,
@@ -124,7 +125,7 @@ def evaluate(
                 generator=generator,
                 dtype=dtype,
                 max_memory=max_memory,
-                kernel=kernel,
+                kernel=kernel is not False,
                 part=part,
             )
     del recording  # and its graph

@@ -325,7 +325,8 @@ class MatrixFreeEvaluation:
             OptionError: Always.
         """
         raise OptionError(
-            "A matrix-free evaluation has no NTK. Use method='gram' with fewer samples or outputs."
+            "A matrix-free evaluation has no NTK. Evaluate with kernel=True or method='gram', and "
+            "with fewer samples or outputs if that does not fit into memory."
         )
 
     def sample_targets(self) -> Tensor | None:

@@ -208,6 +208,25 @@ def test_auto_says_once_what_it_takes(caplog, monkeypatch):
     assert isinstance(room, Evaluation)  # what was chosen for less memory does not bind
 
 
+def test_auto_is_free_to_choose_unless_the_kernel_is_asked_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 600))
+    many = Problem(model, nn.CrossEntropyLoss(), torch.randn(4, 6), torch.arange(4))
+    found = evaluate(many, method="auto", k=2)
+    assert isinstance(found, MatrixFreeEvaluation)
+    with pytest.raises(OptionError, match="kernel=True"):
+        found.ntk()
+    kept = evaluate(many, method="auto", k=2, kernel=True)
+    assert isinstance(kept, Evaluation)
+    torch.testing.assert_close(found.eigenvalues(), kept.eigenvalues()[-2:], rtol=1e-4, atol=0)
+    model = nn.Linear(6, 3)
+    few = Problem(model, nn.CrossEntropyLoss(), torch.randn(4, 6), torch.arange(4) % 3)
+    both = evaluate(few, method="auto")  # the Gram matrix, and with it the kernel
+    torch.testing.assert_close(both.ntk(), evaluate(few).ntk())
+    with pytest.raises(OptionError, match="kernel=True"):
+        evaluate(few, method="auto", kernel=False).ntk()
+
+
 def test_auto_does_not_run_the_network_again_to_choose_as_before():
     runs = []
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1000))
