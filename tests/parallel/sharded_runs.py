@@ -295,3 +295,5 @@ def others(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     globals()[sys.argv[1]](Path(sys.argv[3]))
+    if torch.distributed.is_initialized():  # else its threads may end the process while it exits
+        torch.distributed.destroy_process_group()
