@@ -21,7 +21,7 @@ from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
-_HEAP_BLOCKS = 32 << 20  # bytes; larger blocks glibc's malloc always takes from the system
+HEAP_BLOCK = 32 << 20  # bytes; from there on glibc's malloc takes blocks from the system
 _KEPT_HEAP = 512 << 20  # bytes at the top of its heap that it may keep
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _COPIES = 2.5  # columns, a reordered copy of one layer's, and its gradients
@@ -84,7 +84,7 @@ def reuse_freed_memory() -> None:
         return
     with suppress(OSError, AttributeError):  # a Python without the C library's symbols
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCKS)
+        mallopt(_M_MMAP_THRESHOLD, HEAP_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
 
 

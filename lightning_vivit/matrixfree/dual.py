@@ -21,11 +21,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lightning_vivit.backends.probing import tolerance
 from lightning_vivit.matrixfree.linear import graph_grad, not_twice
 from lightning_vivit.matrixfree.live import LivePart, Space
+from lightning_vivit.memory import HEAP_BLOCK
 from lightning_vivit.recording import Tape
 from lightning_vivit.tracing import tensors_in
 from lightning_vivit.trust import Proofs, signature
 
-_KEPT = 31 << 20  # bytes that glibc's malloc does not take from the system each time
 _AGREED: Proofs[bool] = Proofs()  # whether the short layers' gradients are what autograd says
 
 
@@ -126,7 +126,7 @@ class DualSpace:
         With V u and J V u they need less memory than `count` of twice P; and malloc keeps theirs.
         """
         fitting = 2 * count * self._space.size // (self.width + self.size)
-        kept = _KEPT // (self.size * self._outputs.element_size())
+        kept = (HEAP_BLOCK - (1 << 20)) // (self.size * self._outputs.element_size())
         return max(count, fitting if kept < 2 * count else min(fitting, kept))
 
     def pull(self, columns: Tensor) -> Tensor:

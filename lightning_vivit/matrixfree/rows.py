@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 28 << 20  # bytes; glibc's malloc takes more than 32 MiB from the system each time
+from lightning_vivit.memory import HEAP_BLOCK
+
+_BLOCK = HEAP_BLOCK - (4 << 20)  # bytes
 _COLUMNS = 1 << 20  # that are turned at a time
 
 
