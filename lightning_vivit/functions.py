@@ -162,8 +162,7 @@ def ggn_eigenpairs(
     results = {}
     for group in found.groups:
         vectors = found.eigenvectors(group, k, samples)
-        values = found.eigenvalues(group, samples)
-        results[group] = (values if k is None else values[-k:], vectors)
+        results[group] = (found.eigenvalues(group, samples, k), vectors)
     return _single(results, param_groups)
 
 

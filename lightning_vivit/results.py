@@ -145,16 +145,27 @@ class Evaluation:
             return torch.einsum("ndmd->nmd", kernel)
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
 
-    def eigenvalues(self, group: str = "all", samples: Sequence[int] | None = None) -> Tensor:
+    def eigenvalues(
+        self,
+        group: str = "all",
+        samples: Sequence[int] | None = None,
+        k: int | None = None,
+    ) -> Tensor:
         """Eigenvalues of the GGN that can differ from zero.
 
         Args:
             group: Parameter group.
             samples: Restrict the GGN to these samples of the batch.
+            k: Only the k largest, which take less time in a large Gram matrix; None for all.
 
         Returns:
-            [N*M] ascending, M = D for exact columns.
+            [N*M] or [K] ascending, M = D for exact columns.
+
+        Raises:
+            OptionError: k is out of range.
         """
+        if k is not None:
+            return self._eigenpairs(group, k, samples)[0]
         key = (group, _key(samples))
         if key not in self._values:
             kept = self._pairs.get(key)
@@ -366,7 +377,8 @@ class Evaluation:
         key = (group, _key(samples))
         kept = self._pairs.get(key)
         if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            kept = self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k))
+            dtype = self._live_outputs.dtype
+            kept = self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k, dtype))
             self._pairs[key] = kept
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])

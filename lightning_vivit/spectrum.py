@@ -11,6 +11,7 @@ _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 _BLOCK = 4  # vectors multiplied at once, which also finds so many copies of an eigenvalue
 _CONVERGED = 5e-13  # residual, of the largest eigenvalue
+_CONVERGED_SINGLE = 1e-9  # the same for a kernel in single precision, known to 1e-7
 _STALLED = 1e-10  # below it a residual that no longer halves is rounding
 _SMALL = 1e-8  # part of a vector that is left, of which some is rounding along the basis
 _ROUNDING = 1e-14  # the same, of which all may be
@@ -33,6 +34,16 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     return symmetric_eigenvalues(_finite(gram), dtype)
 
 
+def in_single_precision(size: int, dtype: torch.dtype) -> bool:
+    """Whether `symmetric_eigenvalues` takes single precision.
+
+    Args:
+        size: Number of rows.
+        dtype: The dtype in which the matrix was computed.
+    """
+    return size >= _SINGLE_SIZE and dtype == torch.float32
+
+
 def symmetric_eigenvalues(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """All eigenvalues of a finite symmetric matrix [M, M], ascending, in its dtype.
 
@@ -43,19 +54,23 @@ def symmetric_eigenvalues(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         [M].
     """
-    if matrix.shape[0] >= _SINGLE_SIZE and dtype == torch.float32:
+    if in_single_precision(matrix.shape[0], dtype):
         # A saturated loss leaves entries below single precision's range, where LAPACK gives NaN.
         size = matrix.abs().max().clamp(min=torch.finfo(matrix.dtype).tiny)
         return torch.linalg.eigvalsh((matrix / size).to(dtype)).to(matrix.dtype) * size
     return torch.linalg.eigvalsh(matrix)
 
 
-def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+def gram_eigenpairs(
+    gram: Tensor, k: int | None = None, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues with eigenvectors.
 
     Args:
         gram: V^T V, [N*M, N*M].
         k: How many; None for all.
+        dtype: The dtype in which the kernel was computed: the pairs are as exact as that, in
+            float64 to rounding.
 
     Returns:
         Eigenvalues [K] ascending and eigenvectors [N*M, K].
@@ -72,7 +87,8 @@ def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]
         )
     _finite(gram)
     if k is not None and gram.device.type == "cpu" and size >= _KRYLOV_SIZE and 8 * k <= size:
-        found = _block_krylov(gram.double(), k)
+        exact = dtype == torch.float64
+        found = _block_krylov(gram.double(), k, _CONVERGED if exact else _CONVERGED_SINGLE)
         if found is not None:
             return found[0].to(gram), found[1].to(gram)
     values, vectors = torch.linalg.eigh(gram)
@@ -80,8 +96,10 @@ def gram_eigenpairs(gram: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]
     return values[first:], vectors[:, first:]
 
 
-def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """The k largest eigenpairs of a symmetric float64 matrix, to rounding.
+def _block_krylov(
+    matrix: Tensor, k: int, converged: float = _CONVERGED
+) -> tuple[Tensor, Tensor] | None:
+    """The k largest eigenpairs of a symmetric float64 matrix.
 
     Rayleigh-Ritz on a block Krylov space (Saad, Numerical Methods for Large Eigenvalue Problems,
     2011, section 6.4) with full reorthogonalisation. ARPACK takes as long, but through scipy,
@@ -90,6 +108,7 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     Args:
         matrix: [M, M].
         k: How many.
+        converged: Norms of the residuals that are small enough, of the largest eigenvalue.
 
     Returns:
         Values [k] ascending and vectors [M, k]; None where so many steps are needed that all
@@ -122,7 +141,7 @@ def _block_krylov(matrix: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
             top = values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
             residuals = torch.linalg.vector_norm((triangle / top) @ vectors[own, -k:], dim=0)
             worst = float(residuals.max())
-            if worst <= _CONVERGED or before / 2 < worst <= _STALLED:
+            if worst <= converged or before / 2 < worst <= _STALLED:
                 return values[-k:], known @ vectors[:, -k:]
             before = worst
         scale = projected[:filled, :filled].abs().max()

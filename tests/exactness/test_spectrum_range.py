@@ -49,8 +49,8 @@ def test_leading_pairs_of_known_spectra(name: str, monkeypatch: pytest.MonkeyPat
     found_at_once = []
     search = spectrum._block_krylov
 
-    def watched(matrix: torch.Tensor, k: int) -> object:
-        found = search(matrix, k)
+    def watched(matrix: torch.Tensor, k: int, converged: float) -> object:
+        found = search(matrix, k, converged)
         found_at_once.append(found is not None)
         return found
 
@@ -66,12 +66,26 @@ def test_leading_pairs_of_known_spectra(name: str, monkeypatch: pytest.MonkeyPat
     assert sum(found_at_once) == ends and len(found_at_once) == 3
 
 
-def test_residuals_that_rounding_keeps_up_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectrum, "_CONVERGED", 0.0)  # never reached
+@pytest.mark.parametrize("name", SPECTRA)
+def test_leading_pairs_of_a_kernel_in_single_precision(name: str) -> None:
+    values = SPECTRA[name][0].double()
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator).double()).Q
+    gram = turn * values @ turn.T
+    scale = float(values.max())
+    for k in (1, 5, 20):
+        found, vectors = gram_eigenpairs(gram, k, torch.float32)
+        torch.testing.assert_close(found, values.sort().values[-k:], rtol=0, atol=1e-9 * scale)
+        apart = torch.linalg.vector_norm((gram @ vectors - vectors * found) / (scale or 1), dim=0)
+        assert float(apart.max()) < 1e-8
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(k).double(), rtol=0, atol=1e-13)
+
+
+def test_residuals_that_rounding_keeps_up_end_the_search() -> None:
     values = SPECTRA["outliers"][0].double()
     generator = torch.Generator().manual_seed(1)
     turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator).double()).Q
-    found = spectrum._block_krylov(turn * values @ turn.T, 9)
+    found = spectrum._block_krylov(turn * values @ turn.T, 9, 0.0)  # never reached
     assert found is not None
     torch.testing.assert_close(found[0], values[:9].flip(0), rtol=0, atol=1e-12)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.metrics.functional.checks import double, floats, refusal
-from lightning_vivit.spectrum import symmetric_eigenvalues
+from lightning_vivit.spectrum import in_single_precision, symmetric_eigenvalues
 
 _FULL = "[N, N, C, C]"
 _ANY = "[N, N] (trace) or [N, N, C, C] (full)"
@@ -67,7 +67,9 @@ def kernel_eigenvalues(kernel: Tensor) -> Tensor:
         float32 with 512 rows or more they are computed in float32, in half the time: each is
         accurate to about 1e-6 of the largest one.
     """
-    matrix = double(flatten_kernel(kernel))
+    matrix = flatten_kernel(kernel)
+    if not in_single_precision(matrix.shape[0], matrix.dtype):
+        matrix = double(matrix)
     if matrix.shape[0] != matrix.shape[1]:
         raise refusal(
             f"a kernel of shape {list(kernel.shape)}",
@@ -83,7 +85,8 @@ def kernel_eigenvalues(kernel: Tensor) -> Tensor:
             "a symmetric kernel",
             "compute the kernel of a batch with itself",
         )
-    return symmetric_eigenvalues((matrix + matrix.T).mul_(0.5), kernel.dtype)
+    half = matrix * 0.5
+    return double(symmetric_eigenvalues(half + half.T, kernel.dtype))
 
 
 def kernel_alignment(

@@ -1,6 +1,7 @@
 """Statistics of a spectrum and of the subspace that its leading eigenvectors span.
 
-Everything is computed and returned in float64, whatever the dtype of the input.
+Everything is returned in float64, whatever the dtype of the input, and computed in float64 but for
+the inner products of directions in float32, which are known no better.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from lightning_vivit.metrics.functional.checks import double, floats, number, refusal
 
 _UNIT_TOLERANCE = 0.1  # directions are unit vectors up to rounding; coarser means another object
-_CHUNK = 1 << 20  # entries of one direction that are converted to float64 at a time
+_CHUNK = 1024  # entries of two directions that are multiplied in their own precision
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:
@@ -196,9 +197,17 @@ def overlap_of_rows(first: Tensor, second: Tensor) -> Tensor:
             "compare directions of one parameter group of one model",
         )
     second = second.to(first.device)
-    products = [
-        double(left) @ double(right).T
-        for left, right in zip(first.split(_CHUNK, dim=1), second.split(_CHUNK, dim=1), strict=True)
-    ]  # each [K, K']
-    inner = torch.stack(products).sum(dim=0)
+    inner = _inner_products(first, second)
     return inner.square().sum() / min(first.shape[0], second.shape[0])
+
+
+def _inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """U V^T of matrices [K, P] and [K', P]: sums in float64 of products over short chunks."""
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    size = first.shape[1] // _CHUNK * _CHUNK
+    left, right = (
+        side[:, :size].unflatten(1, (-1, _CHUNK)).transpose(0, 1).to(dtype)
+        for side in (first, second)
+    )  # each [P / chunk, K, chunk]
+    inner = double(torch.bmm(left, right.transpose(1, 2))).sum(dim=0)
+    return inner + double(first[:, size:]) @ double(second[:, size:]).T
