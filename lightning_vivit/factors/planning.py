@@ -18,8 +18,13 @@ import torch
 from lightning_vivit.factors.outer import OuterProduct
 
 _BATCHED = 1.8  # relative cost of a multiplication in a batch of products with a short inner axis
-_SKINNY = 3.0  # in products with few rows
+_SKINNY = 1.3  # in products with few rows
+_WHOLE = 0.65  # in a large product that is not divided into blocks
 _ENTRY = 60.0  # of writing one entry to memory and reading it back
+_SCATTERED = 130.0  # the same in another order
+_CACHED = 20.0  # the same where it stays in a cache
+_ROW = 290.0  # of one row of a small product
+_PAIR = 5.0e4  # of one small product in a batch
 _CALL = 3.0e6  # of starting one operation
 _KEPT = 80.0  # of keeping an entry of rows in fresh memory and reading it once more
 _VECTORS = 10  # sums of rows (eigenvectors) that are asked for later
@@ -89,17 +94,18 @@ def _rows(size: Size, half: float) -> float:
 def _kernels(size: Size, half: float) -> float:
     squared = size.length**2
     inputs = size.n * size.m * squared * size.b
-    columns = size.pairs * squared * (size.a * half + _ENTRY / (1 if size.length > 1 else 4))
+    entry = _SCATTERED if size.length > 1 else _ENTRY / 4
+    columns = size.pairs * squared * (size.a * half * _WHOLE + entry)
     return size.g * (inputs + columns + 4 * _CALL)
 
 
 def _inputs_first(size: Size) -> float:
     samples, length = size.n * size.m, size.length
-    inputs = samples * length**2 * size.b * _BATCHED
-    partial = samples * size.c * size.a * length * (length * _BATCHED + _ENTRY / 8)
+    inputs = samples * length**2 * size.b
+    partial = samples * size.c * size.a * (length * (length + _CACHED) + _ROW)
     final = size.pairs * size.a * length * _SKINNY
     triangle = 0.5 if size.symmetric else 1.0
-    return triangle * size.g * (inputs + partial + final) + 6 * _CALL * size.m
+    return triangle * size.g * (inputs + partial + final + samples * _PAIR) + _CALL * size.m
 
 
 def choose_order(first: OuterProduct, second: OuterProduct, mode: str) -> str:

@@ -131,5 +131,10 @@ def test_choice_follows_the_shapes() -> None:
     assert chosen(32, 10, 64, 576, 64) in ("rows", "inputs_first")
     assert chosen(64, 10, 64, 75, 784) == "rows"
     assert chosen(16, 10, 512, 4608, 16) == "inputs_first"
+    for size in ((64, 10, 32, 144, 16), (16, 9, 64, 288, 16), (32, 99, 64, 288, 2)):
+        assert chosen(*size) == "inputs_first"  # 1.5 to 8 times as fast as the next one
+    assert chosen(64, 9, 64, 64, 64) == "rows"
+    for size in ((16, 9, 64, 288, 2), (32, 9, 512, 2304, 4), (128, 9, 512, 4608, 4)):
+        assert chosen(*size) == "kernels"
     some = factor(4, 3, 1, 5, 6, 1, 0)
     assert choose_order(some, some, "full") in ORDERS
