@@ -22,6 +22,7 @@ from lightning_vivit import (
     ggn_eigenvalues,
     newton_step,
 )
+from lightning_vivit.errors import OptionError
 
 EXACT = 1e-9
 
@@ -210,3 +211,20 @@ def test_float32_top_eigenvalues(name: str) -> None:
     expected_top = expected.eigenvalues(top.numel())
     assert float((top - expected_top).abs().max() / expected_top[-1]) < 1e-4
     assert float((values - expected_top[-1:]).abs().max() / expected_top[-1]) < 1e-4
+
+
+def test_few_eigenpairs_need_no_whole_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = case("mlp_relu")
+    function, targets, expected = loss_on("mlp_relu", "cross_entropy", "mean")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("all eigenvalues were computed")
+
+    monkeypatch.setattr("lightning_vivit.results.gram_eigenvalues", refuse)
+    values, vectors = ggn_eigenpairs(found.model, function, found.inputs, targets, 2)
+    close(values, expected.eigenvalues(2))
+    assert {len(part) for part in vectors.values()} == {2}
+    evaluation = evaluate(Problem(found.model, function, found.inputs, targets))
+    close(evaluation.eigenvalues(k=2), expected.eigenvalues(2))
+    with pytest.raises(OptionError, match="k=10000 directions"):
+        evaluation.eigenvalues(k=10000)

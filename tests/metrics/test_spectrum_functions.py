@@ -124,11 +124,33 @@ def test_overlap_of_dictionaries_is_that_of_the_matrices():
     assert torch.allclose(subspace_overlap(as_parts[0], reordered), subspace_overlap(first, second))
 
 
-def test_long_directions_are_summed_in_pieces():
-    long = 2 * (1 << 20) + 5
-    rows = torch.zeros(1, long)
-    rows[0, [0, 1 << 20, -1]] = 1 / math.sqrt(3)
-    assert subspace_overlap(rows, rows).item() == pytest.approx(1.0, rel=1e-6)
+@pytest.mark.parametrize("size", [1023, 1024, 1025, 5 * 1024 + 7])
+@pytest.mark.parametrize(
+    ("dtypes", "error"),
+    [
+        ((torch.float64, torch.float64), 1e-14),
+        ((torch.float32, torch.float32), 5e-7),
+        ((torch.float32, torch.float64), 5e-7),
+        ((torch.bfloat16, torch.bfloat16), 1e-2),
+    ],
+)
+def test_long_directions_are_multiplied_in_pieces(size, dtypes, error):
+    both = orthonormal(5, size)
+    first, second = both[:3].to(dtypes[0]), both[1:5].to(dtypes[1])
+    assert subspace_overlap(first, second).item() == pytest.approx(2 / 3, abs=error)
+    turned = orthonormal(3, size, 1)
+    expected = (both[:3] @ turned.T).square().sum() / 3
+    found = subspace_overlap(first, turned.to(dtypes[1]))
+    assert found.item() == pytest.approx(expected.item(), rel=10 * error)
+
+
+def test_large_finite_values_are_not_taken_for_infinite_ones():
+    largest = torch.full((4,), 3e38)  # whose sum is infinite in float32
+    assert effective_rank(largest).item() == pytest.approx(4.0)
+    with pytest.raises(OptionError, match="1 of 4 entries infinite"):
+        effective_rank(torch.tensor([3e38, 3e38, math.inf, 1.0]))
+    with pytest.raises(OptionError, match="2 of 4 entries infinite"):
+        effective_rank(torch.tensor([-math.inf, 3e38, math.inf, 1.0]))
 
 
 @pytest.mark.parametrize(
