@@ -1,13 +1,13 @@
 """What the monitors cost a training: idle, under a budget, together, in memory.
 
-    python -m benchmarks.guest                 # everything, about 10 minutes
+    python -m benchmarks.guest                 # everything, about 30 minutes
     python -m benchmarks.guest --only idle memory
 
 idle: a training step with three monitors attached and none due, over one without any, in CPU
     seconds.
 budget: the monitors' share of wall-clock with max_overhead=0.05, measured from outside.
 together: a monitored step of all three monitors over the dearest of them alone, in wall-clock;
-    runs of each in turn, and the median of the rounds' ratios.
+    runs of each in turn, and the median of the rounds' ratios; about 20 minutes.
 memory: process memory over 2,000 monitored steps on the digits, with pictures, three times.
 """
 
@@ -34,7 +34,15 @@ from benchmarks.workloads import build
 from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 
-ROUNDS = 7
+ROUNDS = {
+    "digits": 9,
+    "mlp": 9,
+    "cnn": 7,
+    "3c3d": 5,
+    "resnet20": 5,
+    "transformer": 3,
+    "resnet18": 3,
+}
 KINDS = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
 
 
@@ -176,9 +184,9 @@ def budget() -> None:
 
 def together() -> None:
     options: dict[str, Any] = {"k": 5, "every_n_steps": 1, "data": "train"}
-    for subject in ("digits", "resnet20"):
+    for subject, count in ROUNDS.items():
         rounds: list[dict[str, float]] = []
-        for _ in range(ROUNDS):
+        for _ in range(count):
             found = {}
             for chosen in (*((kind,) for kind in KINDS), KINDS):
                 watch = fit(subject, [kind(**options) for kind in chosen], max_steps=8)
@@ -194,7 +202,8 @@ def together() -> None:
         parts = ", ".join(f"{name} {value:.3f} s" for name, value in middle.items())
         print(
             f"together, {subject}: {statistics.median(ratios):.2f} times the dearest "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f}; {parts})"
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}; {parts})",
+            flush=True,
         )
 
 

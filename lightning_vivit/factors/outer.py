@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_vivit.factors.base import Dense, Factor, Shift
 
 _LANES = 16  # numbers of float32 in the widest vector
+_SIDE_ENTRIES = 3 << 21  # of weighted columns: less than malloc's largest block of reused memory
 
 
 class OuterProduct(Factor):
@@ -92,16 +93,27 @@ class OuterProduct(Factor):
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights, [K, *shape]."""
         n, d, groups, a, length = self.columns.shape
-        k = coefficients.shape[2]
-        side = torch.bmm(
-            coefficients.transpose(1, 2).to(self.columns.dtype), self.columns.reshape(n, d, -1)
-        ).reshape(n, k, groups, a, length)
-        parts = []
+        k, b = coefficients.shape[2], self.inputs.shape[2]
+        weights = coefficients.transpose(1, 2).to(self.columns.dtype)  # [N, K, D]
+        total = self.columns.new_empty(k, groups, a, b)
+        step = max(1, _SIDE_ENTRIES // max(1, n * a * length))
         for group in range(groups):
-            left = side[:, :, group].permute(1, 2, 0, 3).reshape(k * a, n * length)
-            right = self.inputs[:, group].transpose(1, 2).reshape(n * length, -1)
-            parts.append((left @ right).reshape(k, a, -1))
-        total = torch.stack(parts, dim=1)  # [K, G, A, B]
+            columns = self.columns[:, :, group]  # [N, D, A, L]
+            right = self.inputs[:, group].transpose(1, 2).reshape(n * length, b)
+            for start in range(0, k, step):
+                some = weights[:, start : start + step]
+                if columns.stride(2) == 1:  # in memory [N, D, L, A], as linear layers leave them
+                    side = torch.bmm(some, columns.transpose(2, 3).reshape(n, d, -1))
+                    side = side.view(n, -1, length, a).transpose(1, 2)
+                    left = side.reshape(n * length, -1).T
+                else:
+                    side = torch.bmm(some, columns.reshape(n, d, -1)).view(n, -1, a, length)
+                    left = side.permute(1, 2, 0, 3).reshape(-1, n * length)
+                place = total[start : start + step, group]
+                if groups == 1:
+                    torch.mm(left, right, out=place.view(-1, b))
+                else:
+                    place.copy_((left @ right).view(-1, a, b))
         if self.transposed:
             total = total.transpose(2, 3)
         return total.reshape(k, *self.shape)

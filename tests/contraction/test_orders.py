@@ -69,13 +69,20 @@ def test_blocks_of_different_width(order: str) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("length", [1, 4])
-def test_weighted_sum_is_that_of_the_rows(transposed: bool, length: int) -> None:
-    some = factor(4, 3, 2, 5, 6, length, 0)
-    shape = torch.Size([2 * 6, 5] if transposed else [2 * 5, 6])
-    some = OuterProduct(some.columns, some.inputs, shape, transposed)
-    weights = torch.randn(4, 3, 2, dtype=torch.float64)
-    expected = torch.einsum("ndk,ndp->kp", weights, some.rows()).reshape(2, *shape)
-    torch.testing.assert_close(some.weighted_sum(weights), expected)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("entries", [1, 4 * 2 * 5 * 4 * 2, 1 << 24])  # one vector, two, all at once
+def test_weighted_sum_is_that_of_the_rows(
+    transposed: bool, length: int, groups: int, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_vivit.factors.outer._SIDE_ENTRIES", entries)
+    some = factor(4, 3, groups, 5, 6, length, 0)
+    shape = torch.Size([groups * 6, 5] if transposed else [groups * 5, 6])
+    weights = torch.randn(4, 3, 5, dtype=torch.float64)
+    columns = some.columns.transpose(3, 4).contiguous().transpose(3, 4)  # as of linear layers
+    for layout in (some.columns, columns):
+        some = OuterProduct(layout, some.inputs, shape, transposed)
+        expected = torch.einsum("ndk,ndp->kp", weights, some.rows()).reshape(5, *shape)
+        torch.testing.assert_close(some.weighted_sum(weights), expected)
     shift = Shift(some.columns[:, :, 0], torch.Size([5]))
     expected = torch.einsum("ndk,nda->ka", weights, some.columns[:, :, 0].sum(3))
     torch.testing.assert_close(shift.weighted_sum(weights), expected)
