@@ -4,7 +4,8 @@ On a CPU one column at a time is as fast as a batch of them or faster, because c
 be batched over columns there. Its operations are then reduced as the columns arrive: a scale, a
 shift, or a weight with fewer inputs than positions keeps its rows instead of its columns, which
 are larger. Where a column has few outputs, some columns are gathered first, because products of
-few rows are slow. On an accelerator all columns go in one batch.
+few rows are slow; columns that all samples share (after the last nonlinearity) come at once. On an
+accelerator all columns go in one batch.
 """
 
 from __future__ import annotations
@@ -107,6 +108,38 @@ class Collector:
                 buffer = part.new_empty(part.shape[0], self._depth, *part.shape[1:])
                 self._buffers[index] = buffer
             buffer[:, place] = part
+
+    def add_shared(self, parts: Sequence[Tensor]) -> bool:
+        """Take all columns of the only output if they are the same for all samples.
+
+        Args:
+            parts: D gradients [*shape]; views of one sample's, if they are the same for all.
+
+        Returns:
+            Whether rows were formed of them: otherwise they have to come one at a time.
+        """
+        axis = self.axes[0]
+        if axis is None or not self._gathers:
+            return False
+        split = [axis.split(part) for part in parts]
+        count = split[0].shape[0]
+        if not self._divides(count) or any(part.stride(0) != 0 for part in split):
+            return False
+        self._rows = self._start_rows(split[0])
+        if self._rows is None:
+            return False
+        columns = torch.stack([part[0] for part in split])
+        columns = columns.expand(count, *columns.shape)  # [N, D, *shape]
+        entries = max(rows[0].numel() for _, rows in self._rows.values())
+        step = max(1, min(self._some or count, _GATHERED_ENTRIES // max(1, entries)))
+        for start in range(0, count, step):
+            some = slice(start, min(count, start + step))
+            found = self._apply(columns[some], some)
+            assert found is not None
+            for tensor, factor in found:
+                factor.write_rows(self._rows[id(tensor)][1][some])
+        self._cache.clear()
+        return True
 
     def add_all(self, parts: Sequence[Tensor | None]) -> None:
         """Take all columns.
@@ -226,6 +259,12 @@ def sweep(
         _deliver(collectors, grads, [None if own is None else torch.stack(own) for own in given])
         return
     depth = max([len(columns), *(len(own) for own in given if own is not None)])
+    waiting = [
+        (collector, own)
+        for collector, own in zip(collectors, given, strict=True)
+        if own is None or not collector.add_shared(own)
+    ]
+    collectors, given = [one for one, _ in waiting], [own for _, own in waiting]
     for place in range(depth):
         arrived: list[Tensor | None] = []
         if flat and outputs is not None:

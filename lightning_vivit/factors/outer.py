@@ -82,9 +82,13 @@ class OuterProduct(Factor):
         if groups > 1 or self.transposed:
             super().write_rows(out)
             return
-        side = self.columns.reshape(n, d * a, length)
         inputs = self.inputs[:, 0]
         place = out.view(n, d * a, b)
+        if n > 1 and self.columns.stride(0) == 0:  # the same for all samples: one large product
+            product = self.columns[0].reshape(d * a, length) @ inputs.reshape(n * b, length).T
+            place.copy_(product.view(d * a, n, b).transpose(0, 1))
+            return
+        side = self.columns.reshape(n, d * a, length)
         if b % _LANES == 0 or side.shape[1] % _LANES:
             torch.bmm(side, inputs.transpose(1, 2), out=place)
         else:  # a product whose rows do not fill the processor's vectors is slower

@@ -177,3 +177,32 @@ def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
     kernel = empirical_ntk(model, inputs)
     assert taken and all(count == {1: 1, 200: 1, 10_000: 5}[entries] for count in taken)
     torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("entries", [1, 200, 1 << 20])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("outputs", [3, 11])
+def test_rows_of_columns_that_all_samples_share(entries, groups, outputs, monkeypatch):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=groups), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(6 * 8 * 8, outputs)).double()
+    inputs = torch.randn(5, 2, 12, 12).double()
+    monkeypatch.setattr(sweep, "_PATCH_ENTRIES", entries)
+    monkeypatch.setattr(sweep, "_GATHERED_ENTRIES", entries)
+    taken = []
+    plain = sweep.Collector.add_shared
+
+    def noting(self, parts):
+        taken.append((self.call.function, plain(self, parts)))
+        return taken[-1][1]
+
+    monkeypatch.setattr(sweep.Collector, "add_shared", noting)
+    kernel = empirical_ntk(model, inputs)
+    # the convolution's 64 positions outnumber its inputs; the linear layer keeps its columns
+    assert dict(taken) == {
+        nn.functional.conv2d: True,
+        nn.functional.linear: False,
+    }
+    torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
+    both = empirical_ntk(model, inputs[:2], inputs[2:])
+    torch.testing.assert_close(both, kernel[:2, 2:], rtol=1e-9, atol=1e-10)
