@@ -130,8 +130,10 @@ class MatrixFreeEvaluation:
             At least k pairs. A warning is given if they did not converge.
 
         Raises:
-            OptionError: Unknown group, or k above the number of parameters.
+            OptionError: Unknown group, or k below 1 or above the number of parameters.
         """
+        if k is not None and k < 1:
+            raise OptionError(f"Got k={k} directions. Choose k >= 1.")
         space = self._space(group)
         wanted = max(min(self._k, space.size), 0 if k is None else k)
         known = self._pairs.get(group)
@@ -185,14 +187,21 @@ class MatrixFreeEvaluation:
         self._pairs[group] = found
         return found
 
-    def eigenvalues(self, group: str = "all", samples: Sequence[int] | None = None) -> Tensor:
-        """The k leading eigenvalues, [k] ascending, float64.
+    def eigenvalues(
+        self,
+        group: str = "all",
+        samples: Sequence[int] | None = None,
+        k: int | None = None,
+    ) -> Tensor:
+        """The k leading eigenvalues, [k] ascending, float64; k as `directions` takes it.
 
         Raises:
-            OptionError: A subset of the samples, which this method does not have.
+            OptionError: A subset of the samples, which this method does not have; or k above the
+                number of parameters or below 1.
         """
         _refuse_subset(samples)
-        return self.eigenpairs(group).values
+        values = self.eigenpairs(group, k).values
+        return values if k is None else values[-k:]
 
     def rank(self, group: str = "all") -> int:
         """How many of the k leading eigenvalues are above rounding."""

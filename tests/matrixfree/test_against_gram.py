@@ -57,6 +57,16 @@ def test_leading_pairs_and_directions(name, loss):
     torch.testing.assert_close(found.curvatures(), found.eigenvalues, rtol=1e-6, atol=1e-9)
 
 
+def test_fewer_and_more_eigenvalues_than_at_the_start():
+    evaluation, reference, _ = free("mlp_relu", "cross_entropy")
+    for k in (2, 3, 5):
+        values = evaluation.eigenvalues(k=k)
+        torch.testing.assert_close(values, reference.eigenvalues(k), rtol=1e-5, atol=1e-9)
+    for ask in (evaluation.eigenvalues, evaluation.directions, evaluation.eigenvectors):
+        with pytest.raises(OptionError, match="k=0"):
+            ask(k=0)
+
+
 @pytest.mark.parametrize("microbatch", [1, 3])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse", "bce", "custom"])
