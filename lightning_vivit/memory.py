@@ -170,7 +170,9 @@ def _bundles(
         return name
 
     known = {id(tape.parameters[name]): name for name in names}
-    derived = [name for name in names if _only_derived(tape, name, known)]
+    used = {id(tensor) for call in tape.calls for tensor in tensors_in([call.args, call.kwargs])}
+    # of which no operation uses the parameter itself (a parametrized weight's original)
+    derived = [name for name in names if id(tape.parameters[name]) not in used]
     entries: dict[str, int] = dict.fromkeys(names, 0)
     patches: dict[str, int] = dict.fromkeys(names, 0)
     gathered: dict[str, int] = dict.fromkeys(names, 0)
@@ -223,16 +225,6 @@ def _patch_entries(call: Call) -> tuple[int, int]:
     if "transpose" in call.name:  # patches of the columns, at the positions of the input
         return inputs.shape.numel() // inputs.shape[1] * output.shape[1] * taps, 0
     return 0, output.shape.numel() // output.shape[1] * inputs.shape[1] * taps
-
-
-def _only_derived(tape: Tape, name: str, known: Mapping[int, str]) -> bool:
-    """Whether no operation uses the parameter itself (a parametrized weight's original)."""
-    parameter = tape.parameters[name]
-    return not any(
-        tensor is parameter
-        for call in tape.calls
-        for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
-    )
 
 
 def _too_small(budget: int, fixed: int, smallest: int, samples: int, columns: int) -> str:

@@ -100,8 +100,7 @@ def shared_tail(
             new = min(n, count - start)
             for sample in range(new):
                 known.append(_for_all(grad, sample, n))
-            again = grad.reshape(n, -1)[new:]
-            if again.shape[0] and not _agree(again, known, carried[new:]):
+            if new < n and not _agree(grad, known, carried[new:], n):
                 return None
     arrived = dict(zip(calls, found, strict=False))
     return Tail(inputs, found[-1] if inputs is not None else [], arrived)
@@ -157,13 +156,21 @@ def _for_all(grad: Tensor, sample: int, n: int) -> Tensor:
     return own.unsqueeze(0).expand(n, *own.shape).reshape(grad.shape)
 
 
-def _agree(again: Tensor, known: Sequence[Tensor], carried: Tensor) -> bool:
-    """Whether samples that carried the same column got the same; data would make a difference."""
-    for row, column in zip(again, carried.tolist(), strict=True):
-        first = known[column].reshape(-1)[: row.numel()]
-        if not bool((row - first).abs().max() <= _AGREEMENT * first.abs().max()):
-            return False
-    return True
+def _agree(grad: Tensor, known: Sequence[Tensor], carried: Tensor, n: int) -> bool:
+    """Whether samples that carried the same column got the same; data would make a difference.
+
+    Args:
+        grad: [N*T, ...].
+        known: For each column, what arrived for the first sample that carried it.
+        carried: The columns of the last samples of `grad`, which come again.
+        n: N.
+    """
+    each = grad.shape[0] // n
+    again = grad[-len(carried) * each :].unflatten(0, (-1, each))
+    first = torch.stack([known[column][:each] for column in carried.tolist()])
+    axes = tuple(range(1, first.ndim))
+    apart = (again - first).abs().amax(axes)
+    return bool((apart <= _AGREEMENT * first.abs().amax(axes)).all())
 
 
 __all__ = ["Tail", "shared_tail"]
