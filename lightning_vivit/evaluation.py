@@ -112,7 +112,7 @@ def evaluate(
     if method == "matrix_free":
         return matrix_free()
     session = choose_session(backend, columns)
-    with problem.recorded(wanted, session, part is not None) as recording:
+    with problem.recorded(wanted, session, part is not None, True) as recording:
         if undecided and recording.loss is not None:
             method = choose_method(problem, recording, wanted, k, bool(kernel), max_memory)
         if method != "matrix_free":

@@ -40,7 +40,8 @@ def evaluate_outputs(
     """
     session = choose_session(backend, "exact")
     groups = resolve_groups(param_groups, problem.trainable())
-    with problem.recorded([name for names in groups.values() for name in names], session) as live:
+    names = [name for members in groups.values() for name in members]
+    with problem.recorded(names, session, for_sweeps=True) as live:
         task, layout = _output_task(live, groups, wanted, session)
         kernels = compute_kernels(task, wanted.contraction, None, max_memory)
     found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
@@ -70,7 +71,8 @@ def cross_kernel(
     """
     session = choose_session(backend, "exact")
     groups = resolve_groups(param_groups, problem.trainable())
-    with problem.recorded([name for names in groups.values() for name in names], session) as live:
+    names = [name for members in groups.values() for name in members]
+    with problem.recorded(names, session, for_sweeps=True) as live:
         task, _ = _output_task(live, groups, wanted, session)
         kernels = compute_kernels(task, wanted.contraction, split, max_memory).blocks
     return {group: wanted.finish(kernel) for group, kernel in kernels.items()}

@@ -35,6 +35,7 @@ from lightning_vivit.replay import (
     shadow,
 )
 from lightning_vivit.sizes import batch_size, leading_sizes
+from lightning_vivit.substitutes import Substitutes
 from lightning_vivit.tracing import tensors_in
 from lightning_vivit.writes import ParameterWriteError, WriteGuard
 
@@ -196,6 +197,7 @@ class Problem:
         names: list[str] | None = None,
         session: BackpackSession | None = None,
         is_part: bool = False,
+        for_sweeps: bool = False,
     ) -> Iterator[Recording]:
         """Run the forward pass under the recorder.
 
@@ -204,6 +206,8 @@ class Problem:
             session: Extends the module with BackPACK, on a copy.
             is_part: The batch is a part of one; its own loss may be undefined, such as the mean
                 over targets that are all ignored.
+            for_sweeps: Whether it will be backpropagated through once for each column, so that
+                operations are worth running in forms that are faster there.
 
         Yields:
             The recording; autocast is off and the random state is forked until the end.
@@ -217,12 +221,16 @@ class Problem:
         with quiet_numerics(), ExitStack() as stack:
             if self.in_eval:
                 stack.enter_context(eval_mode(self.model))
+            forms = Substitutes() if for_sweeps and session is None else None
+            if self.model in _FORMATTED:
+                forms = None
             try:
-                ran = self._run(stack, session, wanted, dtype)
-            except ParameterWriteError:  # only to a copy of its own, from now on
-                _WRITERS.add(self.model)
-                ran = self._run(stack, session, wanted, dtype)
-            recorder, returned = ran
+                recorder, returned = self._run(stack, session, wanted, dtype, forms)
+            except Exception:
+                if forms is None or not forms.changed_format:
+                    raise
+                recorder, returned = self._run(stack, session, wanted, dtype)
+                _FORMATTED.add(self.model)  # it ran only in the format that it expects
             loss, value = None, None
             if self._step is not None:
                 loss, value = replayed_loss(returned, recorder.tape, type(self.model).__name__)
@@ -250,14 +258,31 @@ class Problem:
         session: BackpackSession | None,
         wanted: list[str],
         dtype: torch.dtype | None,
+        forms: Substitutes | None = None,
     ) -> tuple[Recorder, Any]:
-        """The forward pass or the training step, recorded.
+        """The forward pass or the training step, recorded, on a copy if it writes to parameters."""
+        try:
+            return self._run_once(stack, session, wanted, dtype, forms)
+        except ParameterWriteError:  # only to a copy of its own, from now on
+            _WRITERS.add(self.model)
+            return self._run_once(stack, session, wanted, dtype, forms)
+
+    def _run_once(
+        self,
+        stack: ExitStack,
+        session: BackpackSession | None,
+        wanted: list[str],
+        dtype: torch.dtype | None,
+        forms: Substitutes | None,
+    ) -> tuple[Recorder, Any]:
+        """One attempt.
 
         Args:
             stack: Keeps what has to last as long as the recording.
             session: Extends the module with BackPACK.
             wanted: The parameters.
             dtype: What the module is converted to.
+            forms: Runs the operations in equivalent forms.
 
         Returns:
             The recorder, and the outputs or what training_step returned.
@@ -274,7 +299,7 @@ class Problem:
             attempt.enter_context(default_dtype_of(model, replays))
             parameters = self.trainable() if dtype is None else _trainable(model)
             guard = WriteGuard(model) if dtype is None else None
-            recorder = Recorder({name: parameters[name] for name in wanted}, data, guard)
+            recorder = Recorder({name: parameters[name] for name in wanted}, data, guard, forms)
             with self._attached(session, model), recorder.watch(model):
                 if self._step is not None:
                     returned = run_training_step(model, data, self._step[1])  # type: ignore[arg-type]
@@ -301,6 +326,8 @@ class Problem:
 
 # Modules that write to their parameters while they run.
 _WRITERS: WeakSet[nn.Module] = WeakSet()
+# Modules that run only in the memory format that they expect.
+_FORMATTED: WeakSet[nn.Module] = WeakSet()
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -22,6 +22,7 @@ from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.loss_records import RecordedLoss, versions
+from lightning_vivit.substitutes import Substitutes
 from lightning_vivit.tracing import summary, tensors_in
 from lightning_vivit.writes import WriteGuard
 
@@ -125,7 +126,11 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], data: Any, guard: WriteGuard | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        data: Any,
+        guard: WriteGuard | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
         """Prepare an empty tape.
 
@@ -133,9 +138,11 @@ class Recorder(TorchFunctionMode):
             parameters: The trainable parameters by name.
             data: The batch; tensors in it (nested) and all that is computed from them is data.
             guard: Stops operations that would write to parameters.
+            substitutes: Runs the operations in equivalent forms.
         """
         super().__init__()
         self._guard = guard
+        self._substitutes = substitutes
         self.tape = Tape(dict(parameters))
         self._sources = {id(parameter) for parameter in parameters.values()}
         self._tainted = {id(tensor): tensor for tensor in tensors_in(data)}
@@ -183,7 +190,10 @@ class Recorder(TorchFunctionMode):
             self._guard.check(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._run_open(func, args, kwargs)
-        result = func(*args, **kwargs)
+        if self._substitutes is None:
+            result = func(*args, **kwargs)
+        else:
+            result = self._substitutes.run(func, args, kwargs)
         if func is Tensor.__setitem__:
             self.tape.trace.append(summary(func, args, kwargs))
             self._note_assignment(args)

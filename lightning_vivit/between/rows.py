@@ -85,7 +85,7 @@ class RowMaker:
         inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
         names = [name for members in self.groups.values() for name in members]
         count = batch_size(inputs)
-        with Problem(self.model, None, inputs).recorded(names) as live:
+        with Problem(self.model, None, inputs).recorded(names, for_sweeps=True) as live:
             axis, structure = locate_samples(live.tape, live.outputs, (count,), self.model)
             if axis.num_samples != count:
                 raise ProblemError(

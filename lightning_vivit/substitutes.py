@@ -1,0 +1,136 @@
+"""Equivalent forms of operations, for sweeps on a CPU: the same values, faster backward passes.
+
+A recorded pass is backpropagated through once for each column, so what its operations leave behind
+for that matters more than how they run. Measured with float32 and oneDNN on 2 cores:
+
+- A 2-dimensional convolution in the memory format channels_last needs no reordering of its maps.
+  Its backward pass takes 0.4 to 1.0 of the time at most sizes (1.1 at some), and up to 1.9 only
+  with many channels and a large kernel at few positions. What follows keeps the format.
+- Batch normalisation with running statistics is a scale and a shift. The backward pass of
+  `batch_norm` sums for its parameters' gradients, too, although nobody asked for them, and takes
+  three times as long as a multiplication.
+- The backward pass of padding copies what is left of the gradient. Data that were written into
+  a padded map get a view of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LARGE_WEIGHT = 1 << 16  # products of channels from which blocked maps are faster
+
+
+class Substitutes:
+    """Runs operations, some of them in another form.
+
+    Attributes:
+        changed_format: Whether the memory format of a tensor was changed. Code that depends on
+            it, such as `Tensor.view`, may fail then.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was run yet."""
+        self.changed_format = False
+
+    def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The result of one operation.
+
+        Args:
+            func: The operation.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+        """
+        if func is F.batch_norm:
+            found = _scaled_and_shifted(args, kwargs)
+            return func(*args, **kwargs) if found is None else found
+        if func is F.pad:
+            found = _padded(*args, **kwargs)
+            return func(*args, **kwargs) if found is None else found
+        if func is F.conv2d:
+            return self._convolved(args, kwargs)
+        return func(*args, **kwargs)
+
+    def _convolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if len(args) < 2 or not _is_plain(args[0], 4) or not _is_plain(args[1], 4):
+            return F.conv2d(*args, **kwargs)
+        maps, weight, *others = args
+        memory_format = _memory_format(weight)
+        if not maps.is_contiguous(memory_format=memory_format):
+            self.changed_format = True
+            maps = maps.contiguous(memory_format=memory_format)
+        return F.conv2d(maps, weight.contiguous(memory_format=memory_format), *others, **kwargs)
+
+
+def _is_plain(value: Any, rank: int) -> bool:
+    """Whether it is a tensor that oneDNN multiplies."""
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.ndim == rank
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    outputs, inputs, *kernel = weight.shape
+    if outputs * inputs >= _LARGE_WEIGHT and kernel != [1, 1]:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _padded(
+    input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor | None:
+    """A tensor with a constant around it, differentiable; None if it is something else."""
+    if type(input) is not Tensor or input.device.type != "cpu" or mode != "constant":
+        return None
+    if not input.requires_grad or not any(pad) or min(pad) < 0:
+        return None
+    result = input
+    for place in range(len(pad) // 2):
+        before, after = pad[2 * place : 2 * place + 2]
+        if before or after:
+            dim, size = input.ndim - 1 - place, result.shape[input.ndim - 1 - place]
+            shape = [*result.shape[:dim], before + size + after, *result.shape[dim + 1 :]]
+            whole = _like(result, shape).fill_(value or 0.0)
+            result = torch.slice_scatter(whole, result, dim, before, before + size)
+    return result
+
+
+def _like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """New memory of another shape, with the channels last if they are so in `tensor`."""
+    memory_format = torch.contiguous_format
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if last and not tensor.is_contiguous():
+        memory_format = torch.channels_last
+    return torch.empty(shape, dtype=tensor.dtype, memory_format=memory_format)
+
+
+def _scaled_and_shifted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Batch normalisation with running statistics, differentiable; None if it is another one."""
+    given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+    given.apply_defaults()
+    inputs, mean, variance, weight, bias, training, _, eps = given.arguments.values()
+    if training or mean is None or variance is None:
+        return None
+    if type(inputs) is not Tensor or inputs.device.type != "cpu":
+        return None
+    if any(t is not None and t.dtype != inputs.dtype for t in (mean, variance, weight, bias)):
+        return None
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (-1,) + (1,) * (inputs.ndim - 2)
+    return torch.addcmul(shift.view(shape), inputs, scale.view(shape))
