@@ -24,14 +24,16 @@ from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
-_ROWS = 96  # of a product that reaches the processor's speed
-_PATCH_ENTRIES = 1 << 20  # of a convolution's input at once (4 MB in float32): they stay in a cache
+_ROWS = 64  # of a product that reaches the processor's speed
+_PATCH_ENTRIES = 1 << 20  # of patches, or of columns, at once (4 MB in float32): for a cache
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-_GATHERED_ENTRIES = 1 << 22  # of the columns that are gathered at one operation (16 MB in float32)
+_GATHERED_ENTRIES = 1 << 23  # of the columns that are gathered at one operation (32 MB in float32)
 
 
 def gathered_columns(num_columns: int, outputs: int, entries: int) -> int:
     """How many columns are gathered at an operation before rows are formed of them.
+
+    All that fit, if the rows of one are too few: patches are then taken only once.
 
     Args:
         num_columns: D.
@@ -41,7 +43,9 @@ def gathered_columns(num_columns: int, outputs: int, entries: int) -> int:
     Returns:
         1 if nothing is gathered.
     """
-    wanted = min(num_columns, -(-_ROWS // outputs), max(1, _GATHERED_ENTRIES // max(1, entries)))
+    if outputs >= _ROWS:
+        return 1
+    wanted = min(num_columns, max(1, _GATHERED_ENTRIES // max(1, entries)))
     return -(-num_columns // -(-num_columns // wanted))  # groups of nearly equal size
 
 
@@ -77,12 +81,11 @@ class Collector:
         self._rule = find_rule(call.function) if len(self.axes) == 1 else None
         self._cache: dict[str, Tensor] = {}
         self._buffers: list[Tensor | None] = [None] * len(self.axes)
-        self._rows: dict[int, tuple[Tensor, Tensor]] | None = None  # id -> tensor, [N, D, P]
+        self._rows: dict[int, tuple[Tensor, Dense]] | None = None  # id -> tensor, its rows
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
         self._some: int | None = None  # samples whose patches fit into a cache; None for all
-        self._gathered: Tensor | None = None  # [N, group, *shape]
-        self._done = 0  # columns whose rows are there
+        self._waiting: list[Tensor] = []  # columns [N, *shape] of the next rows
 
     def add(self, place: int, parts: Sequence[Tensor | None]) -> None:
         """Take one column.
@@ -130,14 +133,14 @@ class Collector:
             return False
         columns = torch.stack([part[0] for part in split])
         columns = columns.expand(count, *columns.shape)  # [N, D, *shape]
-        entries = max(rows[0].numel() for _, rows in self._rows.values())
+        entries = max(rows.values[0].numel() for _, rows in self._rows.values())
         step = max(1, min(self._some or count, _GATHERED_ENTRIES // max(1, entries)))
         for start in range(0, count, step):
             some = slice(start, min(count, start + step))
             found = self._apply(columns[some], some)
             assert found is not None
             for tensor, factor in found:
-                factor.write_rows(self._rows[id(tensor)][1][some])
+                factor.write_rows(self._rows[id(tensor)][1].values[some])
         self._cache.clear()
         return True
 
@@ -154,9 +157,8 @@ class Collector:
 
     def finish(self) -> list[tuple[Tensor, Factor]]:
         """The factors of the operation's parameters."""
-        self._gathered = None
         if self._rows is not None:
-            return [(tensor, Dense(rows, tensor.shape)) for tensor, rows in self._rows.values()]
+            return list(self._rows.values())
         if all(buffer is None for buffer in self._buffers):
             return []
         found = None if self._buffers[0] is None else self._apply(self._buffers[0])
@@ -179,7 +181,7 @@ class Collector:
             return None
         return found
 
-    def _start_rows(self, part: Tensor | None) -> dict[int, tuple[Tensor, Tensor]] | None:
+    def _start_rows(self, part: Tensor | None) -> dict[int, tuple[Tensor, Dense]] | None:
         """Memory for rows, if keeping them is better than keeping the columns."""
         if part is None:
             return None
@@ -195,35 +197,48 @@ class Collector:
                 self._cache.clear()
                 if one is not None:
                     entries = max(weight.inputs[0].numel() for weight in weights)
-                    self._some = max(1, min(part.shape[0], _PATCH_ENTRIES // max(1, entries)))
+                    entries = max(1, entries, part[0].numel() * self._group)
+                    self._some = max(1, min(part.shape[0], _PATCH_ENTRIES // entries))
         n, d = part.shape[0], self._depth
-        return {
-            id(tensor): (tensor, part.new_empty(n, d, factor.shape.numel()))
-            for tensor, factor in found
-        }
+        rows = {}
+        for tensor, factor in found:
+            taps = factor.taps if isinstance(factor, (Dense, OuterProduct)) else 1
+            values = part.new_empty(n, d, factor.shape.numel())
+            rows[id(tensor)] = tensor, Dense(values, tensor.shape, taps)
+        return rows
 
     def _add_rows(self, place: int, part: Tensor) -> None:
         """Form the rows of one column, or of some as soon as they are there."""
+        self._waiting.append(part)
+        if len(self._waiting) == self._group or place + 1 == self._depth:
+            self._form_rows(self._waiting, place + 1 - len(self._waiting))
+            self._waiting = []
+
+    def _form_rows(self, parts: Sequence[Tensor], first: int) -> None:
+        """Form the rows of columns, of so many samples at a time that all stays in a cache.
+
+        Args:
+            parts: The columns [N, *shape].
+            first: Index of the first of them.
+        """
         assert self._rows is not None
-        columns = part.unsqueeze(1)
-        if self._group > 1:
-            if self._gathered is None:
-                self._gathered = part.new_empty(part.shape[0], self._group, *part.shape[1:])
-            count = place + 1 - self._done
-            self._gathered[:, count - 1] = part
-            if count < self._group and place + 1 < self._depth:
-                return
-            columns = self._gathered[:, :count]
-        count = columns.shape[0]
+        count, stop = parts[0].shape[0], first + len(parts)
         step = self._some or count
+        memory = None
+        if len(parts) > 1:
+            memory = _memory_for_columns(parts[0][:step], len(parts))
         for start in range(0, count, step):
             some = slice(start, min(count, start + step))
-            found = self._apply(columns[some], None if step == count else some)
+            columns = parts[0][some].unsqueeze(1)
+            if memory is not None:
+                columns = memory[: columns.shape[0]]
+                for place, part in enumerate(parts):
+                    columns[:, place] = part[some]
+            found = self._apply(columns, None if step == count else some)
             assert found is not None
             for tensor, factor in found:
-                factor.write_rows(self._rows[id(tensor)][1][some, self._done : place + 1])
-        self._done = place + 1
-        if self._group > 1:
+                factor.write_rows(self._rows[id(tensor)][1].values[some, first:stop])
+        if len(parts) > 1:
             self._cache.clear()  # made again for the next columns, in memory that was used before
 
     def _divides(self, num_samples: int) -> bool:
@@ -296,6 +311,23 @@ def _deliver(
             collector.add_all(parts)
         else:
             collector.add(place, parts)
+
+
+def _memory_for_columns(part: Tensor, count: int) -> Tensor:
+    """Memory for columns like one that arrived, in an order in which it is copied fast.
+
+    Args:
+        part: [N, *shape].
+        count: G, the number of columns.
+
+    Returns:
+        [N, G, *shape]. With shape = (1, C, H, W) and the channels last in the memory of `part`,
+        columns and channels are last: [N, 1, H, W, G, C], which is a matrix for each sample, too.
+    """
+    if part.ndim == 5 and part.stride(2) == 1 and not part.is_contiguous():
+        n, t, channels, *places = part.shape
+        return part.new_empty(n, t, *places, count, channels).permute(0, 4, 1, 5, 2, 3)
+    return part.new_empty(part.shape[0], count, *part.shape[1:])
 
 
 def _prefers_rows(factor: Factor) -> bool:

@@ -41,7 +41,7 @@ class Factor(ABC):
         """All rows, [N, D, P] in the parameter's memory order."""
 
     def write_rows(self, out: Tensor) -> None:
-        """Write all rows to memory that is there.
+        """Write all rows to memory that is there, with the entries in the factor's own order.
 
         Args:
             out: [N, D, P], each sample's rows contiguous.
@@ -72,17 +72,25 @@ class Factor(ABC):
 
 
 class Dense(Factor):
-    """Explicit rows, for parameters of few entries and for everything without structure."""
+    """Explicit rows, for parameters of few entries and for everything without structure.
 
-    def __init__(self, values: Tensor, shape: torch.Size) -> None:
+    Attributes:
+        values: [N, D, P], entries in the order that `taps` says.
+        shape: Shape of the parameter.
+        taps: See `in_parameter_order`.
+    """
+
+    def __init__(self, values: Tensor, shape: torch.Size, taps: int = 1) -> None:
         """Keep the rows.
 
         Args:
             values: [N, D, P].
             shape: Shape of the parameter, P entries.
+            taps: The order of the entries, see `in_parameter_order`.
         """
         self.values = values
         self.shape = shape
+        self.taps = taps
 
     @property
     def num_samples(self) -> int:
@@ -96,17 +104,27 @@ class Dense(Factor):
 
     def narrow(self, start: int, stop: int) -> Dense:
         """The factor of samples start..stop-1."""
-        return Dense(self.values[start:stop], self.shape)
+        return Dense(self.values[start:stop], self.shape, self.taps)
 
     def rows(self) -> Tensor:
-        """The rows as they are, [N, D, P]."""
-        return self.values
+        """The rows, [N, D, P]."""
+        if self.taps == 1:
+            return self.values
+        return in_parameter_order(self.values, self.shape, self.taps).flatten(2)
+
+    def write_rows(self, out: Tensor) -> None:
+        """Write all rows [N, D, P], with the entries as they are."""
+        out.copy_(self.values)
 
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights, [K, *shape]."""
         n, d, k = coefficients.shape
         flat = coefficients.reshape(n * d, k).T @ self.values.reshape(n * d, -1)
-        return flat.reshape(k, *self.shape)
+        return in_parameter_order(flat, self.shape, self.taps)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """Scalar products of all rows with vectors [K, *shape]: [N, D, K]."""
+        return self.values @ in_own_order(vectors, self.shape, self.taps).T
 
 
 class Shift(Factor):
@@ -149,3 +167,30 @@ class Shift(Factor):
         """Sum of the rows with weights, [K, *shape]."""
         total = torch.einsum("ndk,nda->ka", coefficients, self.rows())
         return total.reshape(coefficients.shape[2], *self.shape)
+
+
+def in_parameter_order(values: Tensor, shape: torch.Size, taps: int) -> Tensor:
+    """Entries as the parameter has them.
+
+    Args:
+        values: [*lead, P], with T taps in the order (A, T, B/T) for a parameter [A, B/T, *kernel]:
+            the positions of a convolution's kernel before its inputs, as maps with the channels
+            last give them. With T = 1 nothing is moved.
+        shape: Shape of the parameter, P entries.
+        taps: T.
+
+    Returns:
+        [*lead, *shape].
+    """
+    lead = values.shape[:-1]
+    if taps > 1:
+        values = values.reshape(*lead, shape[0], taps, -1).transpose(-1, -2).contiguous()
+    return values.reshape(*lead, *shape)
+
+
+def in_own_order(values: Tensor, shape: torch.Size, taps: int) -> Tensor:
+    """The opposite of `in_parameter_order`: [*lead, *shape] to [*lead, P]."""
+    lead = values.shape[: values.ndim - len(shape)]
+    if taps > 1:
+        values = values.reshape(*lead, shape[0], -1, taps).transpose(-1, -2)
+    return values.reshape(*lead, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_vivit.factors.base import Factor
+from lightning_vivit.factors.base import Dense, Factor
 from lightning_vivit.factors.formed import Formed, RowBlock
 from lightning_vivit.factors.lookup import Lookup
 from lightning_vivit.factors.orders import CHUNK_ENTRIES, ORDERS, by_rows, multiply_rows
@@ -42,6 +42,8 @@ def contract(
         return ORDERS[order](first, second, mode)
     if isinstance(first, Lookup) and isinstance(second, Lookup):
         return first.kernel(second, mode)
+    if isinstance(first, Dense) and isinstance(second, Dense) and first.taps == second.taps:
+        return multiply_rows(first.values, second.values, mode)  # in whatever order
     left = first.rows()
     return multiply_rows(left, left if first is second else second.rows(), mode)
 
@@ -61,4 +63,4 @@ def contract_keeping(factor: OuterProduct, entries: int = CHUNK_ENTRIES) -> tupl
     kernel = by_rows(factor, factor, "full", entries, blocks)
     groups, a = factor.columns.shape[2:4]
     sizes = (groups, a, factor.inputs.shape[2])
-    return kernel, Formed(blocks, sizes, factor.shape, factor.transposed)
+    return kernel, Formed(blocks, sizes, factor.shape, factor.transposed, factor.taps)

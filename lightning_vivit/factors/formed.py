@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.base import Factor
+from lightning_vivit.factors.base import Factor, in_parameter_order
 
 _WIDTH = 256  # columns of rows that one thread multiplies at a time
 
@@ -31,6 +31,7 @@ class Formed(Factor):
         sizes: (G, A, B) of the weight.
         shape: Shape of the parameter.
         transposed: False if the parameter's memory order is (G, A, B), True if it is (G, B, A).
+        taps: Order of the B inputs, see `in_parameter_order`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Formed(Factor):
         sizes: tuple[int, int, int],
         shape: torch.Size,
         transposed: bool = False,
+        taps: int = 1,
     ) -> None:
         """Keep the rows.
 
@@ -47,11 +49,13 @@ class Formed(Factor):
             sizes: (G, A, B).
             shape: Shape of the parameter, G*A*B entries.
             transposed: Whether the parameter is stored as (G, B, A).
+            taps: Order of the B inputs, see `in_parameter_order`.
         """
         self.blocks = blocks
         self.sizes = sizes
         self.shape = shape
         self.transposed = transposed
+        self.taps = taps
 
     @property
     def num_samples(self) -> int:
@@ -71,7 +75,7 @@ class Formed(Factor):
     def narrow(self, start: int, stop: int) -> Formed:
         """The factor of samples start..stop-1."""
         blocks = [block._replace(rows=block.rows[start:stop]) for block in self.blocks]
-        return Formed(blocks, self.sizes, self.shape, self.transposed)
+        return Formed(blocks, self.sizes, self.shape, self.transposed, self.taps)
 
     def rows(self) -> Tensor:
         """The rows [N, D, P]."""
@@ -84,17 +88,18 @@ class Formed(Factor):
         n, d, k = coefficients.shape
         weights = coefficients.to(self.blocks[0].rows.dtype).reshape(n * d, k).T
         parts = [_multiply(weights, block.rows.flatten(0, 1)) for block in self.blocks]
-        return self._assembled(parts).reshape(k, *self.shape)
+        return self._assembled(parts)
 
     def _assembled(self, parts: list[Tensor]) -> Tensor:
-        """Parts [R, a*B] of all blocks in the parameter's memory order, [R, G, ., .]."""
+        """Parts [R, a*B] of all blocks in the parameter's memory order, [R, *shape]."""
         groups, a, b = self.sizes
         whole = parts[0].new_empty(parts[0].shape[0], groups, a, b)
         for block, part in zip(self.blocks, parts, strict=True):
             count = part.shape[1] // b
             place = whole[:, block.group, block.start : block.start + count]
             place.copy_(part.reshape(-1, count, b))
-        return whole.transpose(2, 3) if self.transposed else whole
+        whole = whole.transpose(2, 3) if self.transposed else whole
+        return in_parameter_order(whole.flatten(1), self.shape, self.taps)
 
 
 def _multiply(weights: Tensor, rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.base import Dense, Factor, Shift
+from lightning_vivit.factors.base import Dense, Factor, Shift, in_own_order, in_parameter_order
 
 _LANES = 16  # numbers of float32 in the widest vector
 _SIDE_ENTRIES = 3 << 21  # of weighted columns: less than malloc's largest block of reused memory
@@ -24,6 +24,8 @@ class OuterProduct(Factor):
         transposed: False if the parameter's memory order is (G, A, B), True if it is (G, B, A).
         offset: 1.0 if the kernel includes that of a bias with the same columns, which acts like
             one more input that is constantly 1; the rows are those of the weight alone.
+        taps: More than 1 if the B inputs are in the order (taps, B/taps), and the parameter's are
+            not, see `in_parameter_order`; not with `transposed`.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class OuterProduct(Factor):
         shape: torch.Size,
         transposed: bool = False,
         offset: float = 0.0,
+        taps: int = 1,
     ) -> None:
         """Keep both sides.
 
@@ -42,12 +45,14 @@ class OuterProduct(Factor):
             shape: Shape of the parameter.
             transposed: Whether the parameter is stored as (G, B, A).
             offset: 1.0 to include the kernel of a bias of the same use, else 0.0.
+            taps: Order of the inputs, see the attribute.
         """
         self.columns = columns
         self.inputs = inputs
         self.shape = shape
         self.transposed = transposed
         self.offset = offset
+        self.taps = taps
 
     @property
     def num_samples(self) -> int:
@@ -67,26 +72,35 @@ class OuterProduct(Factor):
             self.shape,
             self.transposed,
             self.offset,
+            self.taps,
         )
 
     def rows(self) -> Tensor:
         """The rows [N, D, P]."""
+        rows = in_parameter_order(self._own_rows(), self.shape, self.taps)
+        return rows.reshape(self.num_samples, self.num_columns, -1)
+
+    def _own_rows(self) -> Tensor:
         out = "ndgba" if self.transposed else "ndgab"
         rows = torch.einsum(f"ndgal,ngbl->{out}", self.columns, self.inputs)
         return rows.reshape(self.num_samples, self.num_columns, -1)
 
     def write_rows(self, out: Tensor) -> None:
-        """Write all rows [N, D, P] to memory that is there."""
+        """Write all rows [N, D, P], with the inputs' entries in their own order."""
         n, d, groups, a, length = self.columns.shape
         b = self.inputs.shape[2]
         if groups > 1 or self.transposed:
-            super().write_rows(out)
+            out.copy_(self._own_rows())
             return
         inputs = self.inputs[:, 0]
         place = out.view(n, d * a, b)
-        if n > 1 and self.columns.stride(0) == 0:  # the same for all samples: one large product
-            product = self.columns[0].reshape(d * a, length) @ inputs.reshape(n * b, length).T
-            place.copy_(product.view(d * a, n, b).transpose(0, 1))
+        if n > 1 and self.columns.stride(0) == 0:  # the same for all samples
+            shared = self.columns[0].reshape(d * a, length)
+            if inputs.stride(1) == 1:
+                torch.bmm(shared.expand(n, d * a, length), inputs.transpose(1, 2), out=place)
+            else:  # one large product
+                product = shared @ inputs.reshape(n * b, length).T
+                place.copy_(product.view(d * a, n, b).transpose(0, 1))
             return
         side = self.columns.reshape(n, d * a, length)
         if b % _LANES == 0 or side.shape[1] % _LANES:
@@ -120,7 +134,7 @@ class OuterProduct(Factor):
                     place.copy_((left @ right).view(-1, a, b))
         if self.transposed:
             total = total.transpose(2, 3)
-        return total.reshape(k, *self.shape)
+        return in_parameter_order(total.flatten(1), self.shape, self.taps)
 
     def products(self, vectors: Tensor) -> Tensor:
         """Scalar products of all rows with vectors [K, *shape]: [N, D, K]."""
@@ -129,7 +143,7 @@ class OuterProduct(Factor):
         if self.transposed:
             parts = vectors.reshape(k, groups, b, a).transpose(2, 3)
         else:
-            parts = vectors.reshape(k, groups, a, b)
+            parts = in_own_order(vectors, self.shape, self.taps).reshape(k, groups, a, b)
         seen = torch.einsum("kgab,ngbl->nkgal", parts, self.inputs)
         return torch.einsum("ndgal,nkgal->ndk", self.columns, seen)
 
@@ -141,6 +155,7 @@ class OuterProduct(Factor):
             and self.columns.shape[2:4] == other.columns.shape[2:4]
             and self.inputs.shape[1:3] == other.inputs.shape[1:3]
             and self.offset == other.offset
+            and self.taps == other.taps
         )
 
     def with_bias(self, shift: Shift) -> OuterProduct | None:
@@ -158,13 +173,13 @@ class OuterProduct(Factor):
             return None
         if groups > 1:
             return None
-        return OuterProduct(self.columns, self.inputs, self.shape, self.transposed, 1.0)
+        return OuterProduct(self.columns, self.inputs, self.shape, self.transposed, 1.0, self.taps)
 
     def join(self, others: list[OuterProduct]) -> OuterProduct:
         """One factor for several uses of a weight: their positions one after the other."""
         columns = torch.cat([self.columns, *(other.columns for other in others)], dim=4)
         inputs = torch.cat([self.inputs, *(other.inputs for other in others)], dim=3)
-        return OuterProduct(columns, inputs, self.shape, self.transposed)
+        return OuterProduct(columns, inputs, self.shape, self.transposed, taps=self.taps)
 
 
 def add_uses(uses: list[Factor]) -> Factor:

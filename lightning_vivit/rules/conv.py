@@ -10,6 +10,8 @@ from lightning_vivit.factors import Factor, OuterProduct, Shift
 from lightning_vivit.rules.registry import Use, register_rule
 from lightning_vivit.rules.windows import as_tuple, patches
 
+_ADJACENT = 24  # entries of a patch that lie together, from which they are copied fast
+
 
 @register_rule(F.conv1d, F.conv2d, F.conv3d)
 def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
@@ -29,9 +31,13 @@ def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
     columns = columns.reshape(n, d, count, channels, -1).transpose(2, 3).flatten(3)
     found: list[tuple[Tensor, Factor]] = []
     if use.wants(weight):
+        channels_last = _are_channels_last(maps, kernel, groups, count)
 
         def unfold() -> Tensor:
             seen = patches(maps.detach(), kernel, stride, pads, dilation)  # [N*T, C, *k, *out]
+            if channels_last:  # in memory [N, L, B] with B = (*k, C), which is copied fastest
+                seen = seen.permute(0, 4, 5, 2, 3, 1).flatten(3).flatten(1, 2)
+                return seen.transpose(1, 2).unsqueeze(1)
             batch, depth = seen.shape[:2]
             taps = torch.Size(kernel).numel()
             seen = seen.reshape(batch, groups, depth // groups * taps, -1)  # [N*T, G, B, L]
@@ -40,10 +46,20 @@ def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
 
         seen = use.once("patches", unfold)
         side = columns.reshape(n, d, groups, channels // groups, -1)
-        found.append((weight, OuterProduct(side, seen, weight.shape)))
+        taps = torch.Size(kernel).numel() if channels_last else 1
+        found.append((weight, OuterProduct(side, seen, weight.shape, taps=taps)))
     if use.wants(bias):
         found.append((bias, Shift(columns, bias.shape)))
     return found
+
+
+def _are_channels_last(maps: Tensor, kernel: tuple[int, ...], groups: int, count: int) -> bool:
+    """Whether patches are taken from maps with the channels last in memory, as they are there."""
+    if maps.ndim != 4 or groups > 1 or count > 1 or maps.is_contiguous():
+        return False
+    channels = maps.shape[1]
+    formatted = maps.is_contiguous(memory_format=torch.channels_last)
+    return formatted and kernel[1] * channels >= _ADJACENT
 
 
 def _pads(

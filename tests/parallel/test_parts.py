@@ -97,6 +97,8 @@ def factors() -> list[Factor]:
         OuterProduct(
             noise(2, 2, 1, 3, 4)[:, :1], noise(2, 1, 5, 4), torch.Size([3, 5]), False, 1.0
         ),
+        OuterProduct(noise(3, 2, 1, 3, 4), noise(3, 1, 8, 4), torch.Size([3, 2, 2, 2]), taps=4),
+        Dense(noise(3, 2, 24), torch.Size([3, 2, 2, 2]), 4),
         Lookup(noise(3, 2, 2, 5), tokens, torch.Size([4, 5])),
     ]
 
