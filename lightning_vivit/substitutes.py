@@ -59,7 +59,7 @@ class Substitutes:
         return func(*args, **kwargs)
 
     def _convolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if len(args) < 2 or not _is_plain(args[0], 4) or not _is_plain(args[1], 4):
+        if len(args) < 2 or not all(_is_plain(each) for each in args[:2]):
             return F.conv2d(*args, **kwargs)
         maps, weight, *others = args
         memory_format = _memory_format(weight)
@@ -69,11 +69,11 @@ class Substitutes:
         return F.conv2d(maps, weight.contiguous(memory_format=memory_format), *others, **kwargs)
 
 
-def _is_plain(value: Any, rank: int) -> bool:
-    """Whether it is a tensor that oneDNN multiplies."""
+def _is_plain(value: Any) -> bool:
+    """Whether it is a batch of maps, or a weight, that oneDNN multiplies."""
     return (
         type(value) in (Tensor, torch.nn.Parameter)
-        and value.ndim == rank
+        and value.ndim == 4
         and value.dtype == torch.float32
         and value.device.type == "cpu"
         and torch.backends.mkldnn.is_available()

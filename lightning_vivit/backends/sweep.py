@@ -84,7 +84,9 @@ class Collector:
         self._rows: dict[int, tuple[Tensor, Dense]] | None = None  # id -> tensor, its rows
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
-        self._some: int | None = None  # samples whose patches fit into a cache; None for all
+        self._some: int | None = (
+            None  # samples whose patches and columns fit into a cache; None for all
+        )
         self._waiting: list[Tensor] = []  # columns [N, *shape] of the next rows
 
     def add(self, place: int, parts: Sequence[Tensor | None]) -> None:
@@ -202,9 +204,8 @@ class Collector:
         n, d = part.shape[0], self._depth
         rows = {}
         for tensor, factor in found:
-            taps = factor.taps if isinstance(factor, (Dense, OuterProduct)) else 1
             values = part.new_empty(n, d, factor.shape.numel())
-            rows[id(tensor)] = tensor, Dense(values, tensor.shape, taps)
+            rows[id(tensor)] = tensor, Dense(values, tensor.shape, factor.taps)
         return rows
 
     def _add_rows(self, place: int, part: Tensor) -> None:

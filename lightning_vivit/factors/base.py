@@ -18,9 +18,11 @@ class Factor(ABC):
 
     Attributes:
         shape: Shape of the parameter.
+        taps: Order of the entries where rows are written, see `in_parameter_order`.
     """
 
     shape: torch.Size
+    taps: int = 1
 
     @property
     @abstractmethod

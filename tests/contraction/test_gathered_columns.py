@@ -18,7 +18,7 @@ from lightning_vivit.backends.autograd import jacobian_factors
 from lightning_vivit.backends.proof import locate_samples
 from lightning_vivit.backends.sweep import gathered_columns
 from lightning_vivit.columns import unit_columns
-from lightning_vivit.factors import MODES, contract
+from lightning_vivit.factors import MODES, Factor, contract
 from lightning_vivit.losses import SampleLayout
 from lightning_vivit.problem import Problem
 
@@ -32,20 +32,38 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("rows", [1, 5, 1000])
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_of_gathered_columns(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_ROWS", rows)
-    monkeypatch.setattr(sweep, "_prefers_rows", lambda factor: True)
+def checked_factors(
+    name: str, memory_format: torch.memory_format, gathers: bool
+) -> dict[str, Factor]:
+    """Factors of a network's batch in a memory format, after their rows were compared."""
     found, places = case(name), parameter_slices(name)
-    with Problem(found.model, None, found.inputs).recorded() as live:
+    batch = found.inputs.contiguous(memory_format=memory_format)
+    with Problem(found.model, None, batch).recorded() as live:
         tape, outputs = live.tape, live.outputs
         axis, structure = locate_samples(tape, outputs, live.sizes, live.model)
         columns = unit_columns(outputs, SampleLayout(axis.num_samples))
-        factors = jacobian_factors(tape, outputs, axis, structure, columns, gathers=True)
+        factors = jacobian_factors(tape, outputs, axis, structure, columns, gathers=gathers)
     expected = jacobian(name)
     for key, place in places.items():
         torch.testing.assert_close(factors[key].rows(), expected[..., place])
+    return factors
+
+
+@pytest.mark.parametrize("group", [1, 2, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_gathered_columns(name: str, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    formed = []
+    form_rows = sweep.Collector._form_rows
+
+    def noted(self: sweep.Collector, parts: list[torch.Tensor], first: int) -> None:
+        formed.append(len(parts))
+        form_rows(self, parts, first)
+
+    monkeypatch.setattr(sweep.Collector, "_form_rows", noted)
+    monkeypatch.setattr(sweep, "gathered_columns", lambda depth, *_: min(group, depth))
+    monkeypatch.setattr(sweep, "_prefers_rows", lambda factor: True)
+    checked_factors(name, torch.contiguous_format, gathers=True)
+    assert max(formed) == min(group, jacobian(name).shape[1])
 
 
 def test_groups_of_columns_fill_a_product_and_stay_small() -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from contraction.test_gathered_columns import checked_factors
 from contraction.test_orders import explicit, factor
-from exactness.reference import case, jacobian, parameter_slices
 from torch import Tensor, nn
 
 from lightning_vivit import Problem, evaluate
-from lightning_vivit.backends.autograd import jacobian_factors
-from lightning_vivit.backends.proof import locate_samples
 from lightning_vivit.backends.sweep import Collector
-from lightning_vivit.columns import unit_columns
 from lightning_vivit.factors import ORDERS, Dense, OuterProduct, contract, contract_keeping
-from lightning_vivit.losses import SampleLayout
 from lightning_vivit.rules import conv
 
 N, D, G, A, INPUTS, TAPS, L = 4, 3, 2, 5, 3, 4, 7
@@ -98,18 +94,9 @@ def test_networks_with_the_channels_last(
         form_rows(self, parts, first)
 
     monkeypatch.setattr(Collector, "_form_rows", noted)
-    found, places = case(name), parameter_slices(name)
-    batch = found.inputs.contiguous(memory_format=torch.channels_last)
-    with Problem(found.model, None, batch).recorded() as live:
-        tape, outputs = live.tape, live.outputs
-        axis, structure = locate_samples(tape, outputs, live.sizes, live.model)
-        columns = unit_columns(outputs, SampleLayout(axis.num_samples))
-        factors = jacobian_factors(tape, outputs, axis, structure, columns, gathers=gathers)
-    expected = jacobian(name)
-    for key, place in places.items():
-        torch.testing.assert_close(factors[key].rows(), expected[..., place])
+    factors = checked_factors(name, torch.channels_last, gathers)
     assert any(formats) or not rows
-    taps = [getattr(each, "taps", 1) for each in factors.values()]
+    taps = [each.taps for each in factors.values()]
     added = rows and name == "convolution_called_twice"  # rows of two uses, as the parameter's
     assert (max(taps) > 1) != added
 
