@@ -11,6 +11,7 @@ for that matters more than how they run. Measured with float32 and oneDNN on 2 c
   three times as long as a multiplication.
 - The backward pass of padding copies what is left of the gradient. Data that were written into
   a padded map get a view of it.
+- Max pooling goes before the ReLU that it follows, see `pooling`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_vivit.pooling import POOLS, RELUS, ReluBeforePool
 
 _LARGE_WEIGHT = 1 << 16  # products of channels from which blocked maps are faster
 
@@ -37,6 +40,7 @@ class Substitutes:
     def __init__(self) -> None:
         """Nothing was run yet."""
         self.changed_format = False
+        self._pooling = ReluBeforePool()
 
     def run(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -53,7 +57,13 @@ class Substitutes:
             return func(*args, **kwargs) if found is None else found
         if func is F.pad:
             found = _padded(*args, **kwargs)
-            return func(*args, **kwargs) if found is None else found
+            found = func(*args, **kwargs) if found is None else found
+            self._pooling.padded(found, args, kwargs)
+            return found
+        if func in RELUS:
+            return self._pooling.relu(func, args, kwargs)
+        if func in POOLS:
+            return self._pooling.pool(func, args, kwargs)
         if func is F.conv2d:
             return self._convolved(args, kwargs)
         return func(*args, **kwargs)

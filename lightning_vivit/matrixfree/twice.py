@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.matrixfree.convolution import CONVOLUTIONS, convolve
-from lightning_vivit.matrixfree.pooling import POOLS, RELUS, ReluBeforePool
+from lightning_vivit.pooling import POOLS, RELUS, ReluBeforePool
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -47,7 +47,10 @@ class TwiceDifferentiable(TorchFunctionMode):
             return self._pooling.relu(func, args, kwargs or {})
         if self._lean and func in POOLS:
             return self._pooling.pool(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self._lean and func is F.pad:
+            self._pooling.padded(result, args, kwargs or {})
+        return result
 
 
 def _embedding_bag(
