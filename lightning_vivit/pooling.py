@@ -98,7 +98,11 @@ def _pool_padded(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    """Max pooling of the padded result of a ReLU; None where it cannot pad by itself like that."""
+    """Max pooling of the padded result of a ReLU; None where it cannot pad by itself like that.
+
+    It pads as much after the maps as before them, and one step more at most where it rounds up.
+    Only the number of windows has to be the wanted one: zeros change nothing before a ReLU.
+    """
     x, rank = relu.x, POOLS.index(func) + 1
     pads = relu.pads + (0,) * (2 * rank - len(relu.pads))
     kernel, dilations = _sizes(kernel_size, rank), _sizes(dilation, rank)
@@ -109,17 +113,16 @@ def _pool_padded(
     before, after = pads[-2::-2], pads[::-2]
     if any(2 * size > window for size, window in zip(before, kernel, strict=True)):
         return None
-    spatial = x.shape[x.ndim - rank :]
-    expected = [
-        (size + low + high - d * (window - 1) - 1) // step + 1
-        for size, low, high, d, window, step in zip(
-            spatial, before, after, dilations, kernel, strides, strict=True
-        )
-    ]
-    for rounded_up in (False, True):
-        pooled: Tensor = func(x, kernel, strides, before, dilations, rounded_up)
-        if list(pooled.shape[x.ndim - rank :]) == expected:
-            return F.relu(pooled)
+    walked = zip(x.shape[x.ndim - rank :], before, after, dilations, kernel, strides, strict=True)
+    places = []  # for each axis: size with zeros before it, the last window's place, rounded up
+    for size, low, high, d, window, step in walked:
+        rest = size - d * (window - 1) - 1
+        exact = (rest + low + high) // step, (rest + 2 * low) // step
+        places.append((size + low, step, *exact, -(-(rest + 2 * low) // step)))
+    if all(wanted == found for _, _, wanted, found, _ in places):
+        return F.relu(func(x, kernel, strides, before, dilations))
+    if all(wanted == up and up * step < end for end, step, wanted, _, up in places):
+        return F.relu(func(x, kernel, strides, before, dilations, True))
     return None
 
 

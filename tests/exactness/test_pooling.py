@@ -89,6 +89,7 @@ def test_it_is_pooled_before_a_relu_and_zeros(pad, options, size):
         lambda y: F.max_pool2d(F.pad(y, (1, 1, 1, 1), mode="reflect"), 2),
         lambda y: F.max_pool2d(F.pad(y, (2, 2, 2, 2)), 2, stride=1),  # windows of zeros alone
         lambda y: F.max_pool2d(F.pad(y, (0, 5, 0, 5)), 2, stride=1),
+        lambda y: F.max_pool2d(F.pad(y, (0, 3, 0, 3)), 1, stride=4),
         lambda y: F.max_pool2d(F.pad(y, (1, 0, 1, 0)), 2, stride=1),  # pooling pads both sides
         lambda y: F.max_pool2d(F.pad(y, (-1, 1, 0, 0)), 2),
         lambda y: F.max_pool2d(F.pad(y, (0, 0, 0, 0, 1, 0)), 2),  # a channel of zeros
