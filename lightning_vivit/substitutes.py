@@ -9,8 +9,7 @@ for that matters more than how they run. Measured with float32 and oneDNN on 2 c
 - Batch normalisation with running statistics is a scale and a shift. The backward pass of
   `batch_norm` sums for its parameters' gradients, too, although nobody asked for them, and takes
   three times as long as a multiplication.
-- The backward pass of padding copies what is left of the gradient. Data that were written into
-  a padded map get a view of it.
+- The backward pass of padding copies what is left of the gradient. A view of it is enough.
 - Max pooling goes before the ReLU that it follows, see `pooling`.
 """
 
@@ -97,6 +96,24 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+class _Padding(torch.autograd.Function):
+    """Constants around a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, pad: Sequence[int], value: float | None) -> Tensor:
+        """Pad it."""
+        ctx.pad, ctx.shape = pad, inputs.shape
+        return F.pad(inputs, pad, value=value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """What is left of the gradient, a view."""
+        for place, before in enumerate(ctx.pad[::2]):
+            dim = len(ctx.shape) - 1 - place
+            gradient = gradient.narrow(dim, before, ctx.shape[dim])
+        return gradient, None, None
+
+
 def _padded(
     input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor | None:
@@ -105,24 +122,8 @@ def _padded(
         return None
     if not input.requires_grad or not any(pad) or min(pad) < 0:
         return None
-    result = input
-    for place in range(len(pad) // 2):
-        before, after = pad[2 * place : 2 * place + 2]
-        if before or after:
-            dim, size = input.ndim - 1 - place, result.shape[input.ndim - 1 - place]
-            shape = [*result.shape[:dim], before + size + after, *result.shape[dim + 1 :]]
-            whole = _like(result, shape).fill_(value or 0.0)
-            result = torch.slice_scatter(whole, result, dim, before, before + size)
-    return result
-
-
-def _like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """New memory of another shape, with the channels last if they are so in `tensor`."""
-    memory_format = torch.contiguous_format
-    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    if last and not tensor.is_contiguous():
-        memory_format = torch.channels_last
-    return torch.empty(shape, dtype=tensor.dtype, memory_format=memory_format)
+    padded: Tensor = _Padding.apply(input, pad, value)
+    return padded
 
 
 def _scaled_and_shifted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

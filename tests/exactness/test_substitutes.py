@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lightning_vivit.substitutes as substitutes
 from lightning_vivit import Problem, empirical_ntk, evaluate
+from lightning_vivit.batched import batched_grad
 from lightning_vivit.substitutes import Substitutes
 
 
@@ -95,6 +96,9 @@ def test_padding(options: dict[str, Any], channels_last: bool) -> None:
     assert torch.equal(plain, found)
     assert plain.stride() == found.stride()
     assert torch.equal(*gradients(plain, inputs), *gradients(found, inputs))
+    columns = torch.randn(2, *plain.shape)
+    both = [batched_grad([each], [inputs], [columns])[0] for each in (plain, found)]
+    assert torch.equal(*both)
 
 
 @pytest.mark.parametrize(
