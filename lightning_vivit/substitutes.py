@@ -24,7 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vivit.pooling import POOLS, RELUS, ReluBeforePool
+from lightning_vivit.recomputation import is_recomputed
 
+_OPERATIONS = frozenset((F.batch_norm, F.pad, F.conv2d, *RELUS, *POOLS))
 _LARGE_WEIGHT = 1 << 16  # products of channels from which blocked maps are faster
 
 
@@ -51,6 +53,8 @@ class Substitutes:
             args: Its arguments.
             kwargs: Its arguments by name.
         """
+        if func not in _OPERATIONS or is_recomputed():
+            return func(*args, **kwargs)
         if func is F.batch_norm:
             found = _scaled_and_shifted(args, kwargs)
             return func(*args, **kwargs) if found is None else found
@@ -63,9 +67,7 @@ class Substitutes:
             return self._pooling.relu(func, args, kwargs)
         if func in POOLS:
             return self._pooling.pool(func, args, kwargs)
-        if func is F.conv2d:
-            return self._convolved(args, kwargs)
-        return func(*args, **kwargs)
+        return self._convolved(args, kwargs)
 
     def _convolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if len(args) < 2 or not all(_is_plain(each) for each in args[:2]):

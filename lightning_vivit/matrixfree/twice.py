@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.matrixfree.convolution import CONVOLUTIONS, convolve
 from lightning_vivit.pooling import POOLS, RELUS, ReluBeforePool
+from lightning_vivit.recomputation import is_recomputed
+
+_LEAN = frozenset((F.pad, *CONVOLUTIONS, *RELUS, *POOLS))
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -41,15 +44,21 @@ class TwiceDifferentiable(TorchFunctionMode):
             options.apply_defaults()
             if options.arguments["mode"] != "max" and options.arguments["max_norm"] is None:
                 return _embedding_bag(**options.arguments)
-        if self._lean and func in CONVOLUTIONS:
-            return convolve(func, args, kwargs or {})
-        if self._lean and func in RELUS:
-            return self._pooling.relu(func, args, kwargs or {})
-        if self._lean and func in POOLS:
-            return self._pooling.pool(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {}))
-        if self._lean and func is F.pad:
-            self._pooling.padded(result, args, kwargs or {})
+        if self._lean and func in _LEAN and not is_recomputed():
+            return self._run_lean(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _run_lean(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if func in CONVOLUTIONS:
+            return convolve(func, args, kwargs)
+        if func in RELUS:
+            return self._pooling.relu(func, args, kwargs)
+        if func in POOLS:
+            return self._pooling.pool(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._pooling.padded(result, args, kwargs)
         return result
 
 
