@@ -3,7 +3,7 @@
 max(relu(x)) = relu(max(x)), value and derivative, and a backward pass through the ReLU then reads
 and writes a quarter of the entries (for 2x2 windows). Zeros that were padded between the two change
 nothing but the windows, because what is below them is cut off, and pooling can pad by itself.
-Measured: 6% of a product in a matrix-free search with 1000 classes, 5% of the GGN of 3c3d.
+Measured: 6% of a product in a matrix-free search with 1000 classes, 3.5% of the GGN of 3c3d.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from weakref import ReferenceType, ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_vivit.windows import as_tuple
 
 RELUS = (F.relu, torch.relu, Tensor.relu)
 POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
@@ -68,8 +70,10 @@ class ReluBeforePool:
     def padded(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note the result of `F.pad`."""
         last, self._last = self._last, None
+        if last is None or last.pads:
+            return
         given = inspect.signature(F.pad).bind(*args, **kwargs).arguments
-        if last is None or last.pads or not last.gave(given["input"]):
+        if not last.gave(given["input"]):
             return
         pads = tuple(given["pad"])
         if given.get("mode", "constant") == "constant" and not given.get("value") and pads:
@@ -105,9 +109,9 @@ def _pool_padded(
     """
     x, rank = relu.x, POOLS.index(func) + 1
     pads = relu.pads + (0,) * (2 * rank - len(relu.pads))
-    kernel, dilations = _sizes(kernel_size, rank), _sizes(dilation, rank)
-    strides = _sizes(kernel_size if stride is None else stride, rank)
-    plain = not any(_sizes(padding, rank)) and not ceil_mode and not return_indices
+    kernel, dilations = as_tuple(kernel_size, rank), as_tuple(dilation, rank)
+    strides = as_tuple(kernel_size if stride is None else stride, rank)
+    plain = not any(as_tuple(padding, rank)) and not ceil_mode and not return_indices
     if not plain or len(pads) > 2 * rank or min(pads) < 0:
         return None
     before, after = pads[-2::-2], pads[::-2]
@@ -124,10 +128,3 @@ def _pool_padded(
     if all(wanted == up and up * step < end for end, step, wanted, _, up in places):
         return F.relu(func(x, kernel, strides, before, dilations, True))
     return None
-
-
-def _sizes(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """One number for each axis."""
-    if isinstance(value, int):
-        return (value,) * rank
-    return tuple(value) * (rank if len(value) == 1 else 1)

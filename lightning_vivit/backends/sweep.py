@@ -84,9 +84,7 @@ class Collector:
         self._rows: dict[int, tuple[Tensor, Dense]] | None = None  # id -> tensor, its rows
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
-        self._some: int | None = (
-            None  # samples whose patches and columns fit into a cache; None for all
-        )
+        self._some: int | None = None  # samples that fit into a cache; None for all
         self._waiting: list[Tensor] = []  # columns [N, *shape] of the next rows
 
     def add(self, place: int, parts: Sequence[Tensor | None]) -> None:

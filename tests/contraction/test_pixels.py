@@ -35,14 +35,13 @@ CASES = [
 
 def factors(
     case: tuple[int, Sequence[int], Sequence[int], dict[str, Any]],
-    count: int = 4,
-    monkeypatch: pytest.MonkeyPatch | None = None,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> OuterProduct:
-    """The weight's factor, with the kernel of its bias."""
+    """The weight's factor with the kernel of its bias, from pixels whether that pays or not."""
     rank, sizes, kernel, options = case
-    if monkeypatch is not None:  # so that it pays for all of them
-        monkeypatch.setattr(pixels, "_CHANNEL", 0.0)
-        monkeypatch.setattr(pixels, "_SUMMAND", 0.0)
+    monkeypatch.setattr(pixels, "_CHANNEL", 0.0)
+    monkeypatch.setattr(pixels, "_SUMMAND", 0.0)
     maps = torch.randn(count, 3, *sizes).double()
     weight = torch.randn(5, 3, *kernel).double().requires_grad_()
     bias = torch.randn(5).double().requires_grad_()
@@ -103,11 +102,13 @@ def test_it_is_the_kernel_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_it_is_chosen_where_it_pays() -> None:
+    torch.manual_seed(0)
+
     def of(maps: int, size: int, kernel: int, stride: int = 1, groups: int = 1) -> OuterProduct:
-        weight = torch.zeros(8, maps // groups, kernel, kernel, requires_grad=True)
-        inputs, padding = torch.zeros(2, maps, size, size), kernel // 2
+        weight = torch.zeros(8, maps // groups, kernel, kernel).double().requires_grad_()
+        inputs, padding = torch.randn(2, maps, size, size).double(), kernel // 2
         options = {"padding": padding, "stride": stride, "groups": groups}
-        columns = torch.zeros(2, 1, 1, *F.conv2d(inputs, weight, **options).shape[1:])
+        columns = torch.randn(2, 1, 1, *F.conv2d(inputs, weight, **options).shape[1:]).double()
         call = Call(F.conv2d, (inputs, weight), options, (), "", True)
         rule = find_rule(F.conv2d)
         assert rule is not None
