@@ -16,13 +16,8 @@ from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.gram import add_kernels
-from lightning_vivit.memory import (
-    Pass,
-    default_budget,
-    kernel_bytes,
-    plan_passes,
-    reuse_freed_memory,
-)
+from lightning_vivit.heap import reuse_freed_memory
+from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
 from lightning_vivit.plan import Plan
 from lightning_vivit.recording import Tape
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,9 +16,6 @@ from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
 
 _FRACTION = 0.5  # of the free memory, if no budget is given
-HEAP_BLOCK = 32 << 20  # bytes; from there on glibc's malloc takes blocks from the system
-_KEPT_HEAP = 512 << 20  # bytes at the top of its heap that it may keep
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _COPIES = 2.5  # columns, a reordered copy of one layer's, and its gradients
 
 
@@ -66,26 +58,6 @@ def free_memory(device: torch.device) -> int:
 def default_budget(device: torch.device) -> int:
     """Half of the free memory."""
     return int(free_memory(device) * _FRACTION)
-
-
-@cache
-def reuse_freed_memory() -> None:
-    """Let malloc give freed memory to the next tensor instead of back to the system.
-
-    Fresh memory costs a page fault for each 4 KiB, which is more than most operations on it:
-    measured 8% of the eigenpairs of 3c3d and of ResNet-20. The malloc of glibc is told to take
-    blocks of up to 32 MiB from its heap and to keep up to 512 MiB of it (`mallopt`). Done once in
-    a process; not where the environment says what malloc does, nor with another C library.
-    """
-    told = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-    if any(name in os.environ for name in told) or platform.libc_ver()[0] != "glibc":
-        return
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    with suppress(OSError, AttributeError):  # a Python without the C library's symbols
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, HEAP_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
 
 
 def kernel_bytes(num_samples: int, num_columns: int, mode: str, itemsize: int, groups: int) -> int:

@@ -20,6 +20,7 @@ from lightning_vivit.between.store import FileStore, MemoryStore, read_header
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.groups import ParamGroups, resolve_groups
+from lightning_vivit.heap import HeapLimit
 from lightning_vivit.memory import default_budget
 from lightning_vivit.modes import eval_mode
 from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
@@ -102,12 +103,14 @@ def ntk_between(
         budget = max_memory
         if budget is None:
             budget = default_budget(next(model.parameters()).device)
+        heap = HeapLimit(budget)
         maker = RowMaker(model, wanted, groups, min(CHUNK_ENTRIES, max(1, budget // 64)))
         sample = maker.rows(ChunkReader(loader1, 1, select, "loader1").first(_PROBE_SAMPLES))
         if block_size is None and path is not None:
             block_size = (read_header(path) or {}).get(_BLOCK_SIZE)
         item = torch.empty(0, dtype=sample.dtype).element_size()
-        room = budget - 2 * item * maker.entries  # temporary rows of both sides
+        temporary = 2 * item * maker.entries  # rows of both sides
+        room = budget - temporary
         block_size, held = _block_sizes(sample, wanted, block_size, room)
         rows = ChunkReader(loader1, block_size, select, "loader1")
         columns = None
@@ -124,6 +127,7 @@ def ntk_between(
         store: MemoryStore | FileStore
         if path is None:
             store = MemoryStore(shape, dtype)
+            heap.allow(store.result().nbytes)
         else:
             contents = {
                 "the model's weights, buffers or architecture": _fingerprint(model),
@@ -134,7 +138,7 @@ def ntk_between(
                 "the data of loader2": columns and [sides[1].sizes, sides[1].checksums],
             }
             store = FileStore(path, shape, dtype, contents)
-        _Filler(maker, rows, columns, store, held, progress).run()
+        _Filler(maker, rows, columns, store, held, heap, 2 * temporary, progress).run()
     return _public(store.result(), list(groups), param_groups, wanted)
 
 
@@ -148,6 +152,8 @@ class _Filler:
         columns: ChunkReader | None,
         store: MemoryStore | FileStore,
         held: int,
+        heap: HeapLimit,
+        room: int,
         progress: bool,
     ) -> None:
         self._maker = maker
@@ -155,6 +161,8 @@ class _Filler:
         self._columns = columns  # None: symmetric
         self._store = store
         self._held = held
+        self._heap = heap
+        self._room = room  # of a block that finds the memory of its rows in pieces
         self._first = rows.survey()
         self._second = (columns or rows).survey()
         self._first_starts, self._second_starts = self._first.starts, self._second.starts
@@ -225,6 +233,7 @@ class _Filler:
                 self._store.write((*place, columns, rows), self._maker.mirrored(kernel))
         self._store.commit(block)
         self._missing.discard(block)
+        self._heap.trim(self._room)
         self._bar.update()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.heap import reuse_freed_memory
 from lightning_vivit.losses import SampleLayout, make_loss
 from lightning_vivit.matrixfree.dual import DualSpace
 from lightning_vivit.matrixfree.linear import Linearization, graph_grad
@@ -29,7 +30,6 @@ from lightning_vivit.matrixfree.parts import (
 )
 from lightning_vivit.matrixfree.room import fitting_samples
 from lightning_vivit.matrixfree.twice import TwiceDifferentiable
-from lightning_vivit.memory import reuse_freed_memory
 from lightning_vivit.problem import Problem, Recording
 from lightning_vivit.recording import Tape
 from lightning_vivit.replay import quiet_numerics

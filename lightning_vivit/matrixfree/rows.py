@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.memory import HEAP_BLOCK
+from lightning_vivit.heap import HEAP_BLOCK
 
 _BLOCK = HEAP_BLOCK - (4 << 20)  # bytes
 _COLUMNS = 1 << 20  # that are turned at a time

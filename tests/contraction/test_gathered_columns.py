@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 from contraction.test_orders import explicit, factor
@@ -114,64 +109,3 @@ def test_little_memory_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) > 2
     assert not any(seen[1:])
     torch.testing.assert_close(tight, free)
-
-
-FAULTS = """
-import resource, torch
-from lightning_vivit.memory import reuse_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
-        held = [torch.empty(4 << 20, dtype=torch.uint8).fill_(1) for _ in range(10)]
-        del held
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-faults()
-first = faults()
-reuse_freed_memory()
-faults()
-print(first, faults())
-"""
-
-
-def test_freed_memory_is_used_again() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
-    )
-    before, after = map(int, done.stdout.split())
-    if platform.libc_ver()[0] == "glibc":
-        assert after <= before / 4, (before, after)  # none before where the heap was pinned
-    assert after <= before + 100
-
-
-KEPT = """
-from pathlib import Path
-import torch
-from lightning_vivit.memory import reuse_freed_memory
-
-def resident():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-reuse_freed_memory()
-before = resident()
-held = [torch.empty(16 << 20, dtype=torch.uint8).fill_(1) for _ in range(10)]
-del held
-print(resident() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize("told", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}])
-def test_a_process_keeps_some_memory_unless_told_otherwise(told: dict[str, str]) -> None:
-    plain = {name: value for name, value in os.environ.items() if "MALLOC" not in name.upper()}
-    done = subprocess.run(
-        [sys.executable, "-c", KEPT],
-        env={**plain, **told},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    left = float(done.stdout)  # MiB
-    assert left <= 20 if told else left >= 150
