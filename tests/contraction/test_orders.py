@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_vivit.factors import MODES, ORDERS, Lookup, OuterProduct, Shift, add_uses, contract
+from lightning_vivit.factors.orders import symmetric_product
 from lightning_vivit.factors.planning import Size, choose_order, predicted_costs
 
 SIZES = list(itertools.product([1, 3], [1, 2], [1, 4], [1, 5]))  # D, G, L, A
@@ -54,6 +55,14 @@ def test_orders_agree(mode: str, order: str, d: int, g: int, length: int, a: int
 def test_symmetric_products_in_blocks(order: str) -> None:
     big = factor(70, 5, 1, 20, 30, 2, 0)
     torch.testing.assert_close(contract(big, big, "full", order), explicit(big, big, "full"))
+
+
+@pytest.mark.parametrize("size", [191, 192, 193, 200, 320, 384, 385, 577, 640])
+def test_symmetric_products_of_any_size(size: int) -> None:
+    rows = torch.randn(size, 193, dtype=torch.float64)
+    found = symmetric_product(rows)
+    torch.testing.assert_close(found, torch.einsum("ik,jk->ij", rows, rows))
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("order", ORDERS)
