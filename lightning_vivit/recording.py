@@ -99,6 +99,20 @@ class Call:
         """The operation's name for messages."""
         return getattr(self.function, "__name__", str(self.function))
 
+    def arguments(self, *names: str, **defaults: Any) -> list[Any]:
+        """Arguments by name, for functions without an inspectable signature.
+
+        Args:
+            *names: The parameter names of the function in their order.
+            **defaults: Default values by name; None where missing.
+
+        Returns:
+            One value for each name.
+        """
+        values = dict(zip(names, self.args, strict=False))
+        values.update(self.kwargs)
+        return [values.get(name, defaults.get(name)) for name in names]
+
     @property
     def is_complex(self) -> bool:
         """Whether complex numbers take part."""

@@ -7,7 +7,7 @@ or what the proof of the structure found to disagree with autograd, is computed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
+from lightning_vivit.backends.scales import normalised_convolutions
 from lightning_vivit.backends.sweep import Collector, sweep
 from lightning_vivit.backends.tail import shared_tail
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor, add_uses
-from lightning_vivit.recording import Tape
+from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in
 
 _CHUNK_ENTRIES = 1 << 24
@@ -106,27 +107,25 @@ def structured_factors(
     calls, edges = _needed(tape, structure, targets)
     if not calls:
         return {}
-    collectors = []
-    for index in calls:
-        call = tape.calls[index]
-        sources = frozenset(
-            id(tensor)
-            for tensor in [*tensors_in(call.args), *tensors_in(call.kwargs)]
-            if id(tensor) in targets or id(tensor) in tape.derived
-        )
-        axes = structure.axes[index]
-        collectors.append(Collector(call, axes, sources, columns.shape[0], gathers))
+    sources = {index: _sources(tape, tape.calls[index], targets) for index in calls}
+    collectors = {
+        index: Collector(tape.calls[index], structure.axes[index], ids, columns.shape[0], gathers)
+        for index, ids in sources.items()
+    }
     tail = None
     if axis is not None:
         tail = shared_tail(tape, outputs, axis, structure.axes, columns)
+    for index, pair in normalised_convolutions(tape.calls, sources, outputs).items():
+        if tail is None or not {index, pair.convolution} & set(tail.arrived):
+            collectors[index].follow(collectors[pair.convolution], pair)
     if tail is None:
-        sweep(outputs, edges, columns, collectors)
+        sweep(outputs, edges, columns, list(collectors.values()))
     else:
         known = [tail.arrived.get(index) for index in calls]
-        sweep(tail.inputs, edges, tail.columns, collectors, known)
+        sweep(tail.inputs, edges, tail.columns, list(collectors.values()), known)
     uses: dict[str, list[Factor]] = {name: [] for name in names}
     derived: dict[int, tuple[Tensor, list[Factor]]] = {}
-    for collector in collectors:
+    for collector in collectors.values():
         for tensor, factor in collector.finish():
             if id(tensor) in targets:
                 uses[targets[id(tensor)]].append(factor)
@@ -136,6 +135,13 @@ def structured_factors(
         for name, factor in _pull_back(tensor, add_uses(found), tape, names).items():
             uses[name].append(factor)
     return {name: add_uses(found) for name, found in uses.items() if found}
+
+
+def _sources(tape: Tape, call: Call, targets: Mapping[int, str]) -> frozenset[int]:
+    """The ids of the tensors of a call for which factors are wanted."""
+    inputs = [*tensors_in(call.args), *tensors_in(call.kwargs)]
+    wanted = (id(t) for t in inputs if id(t) in targets or id(t) in tape.derived)
+    return frozenset(wanted)
 
 
 def _needed(

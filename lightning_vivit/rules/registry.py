@@ -73,9 +73,7 @@ class Use:
         Returns:
             One value for each name.
         """
-        values = dict(zip(names, self.call.args, strict=False))
-        values.update(self.call.kwargs)
-        return [values.get(name, defaults.get(name)) for name in names]
+        return self.call.arguments(*names, **defaults)
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
