@@ -1,7 +1,6 @@
 """Scales of batch normalisation from the rows of the convolution before it.
 
-With y = conv(x; W, b) and z = s (y - m) + t, s = w / sqrt(v + e), a column g of z gives for output
-o
+With y = conv(x; W, b), s = w / sqrt(v + e) and z = s (y - m) + t, a column g of z gives
 
     rows of W:  R_o = s_o sum_l g[o, l] x[l]       row of t:  T_o = sum_l g[o, l]
     row of w:   sum_l g[o, l] (y[o, l] - m_o) / sqrt(v_o + e)
@@ -25,7 +24,7 @@ from lightning_vivit.factors import Dense
 from lightning_vivit.factors.base import in_own_order
 from lightning_vivit.recording import Call
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _SMALLEST_SCALE = 1e-15  # in which the rows of the weight still have all their digits
 _LARGEST_SHIFT = 30.0  # standard deviations; of a larger one the two terms would cancel
 
@@ -79,26 +78,24 @@ def normalised_convolutions(
     Returns:
         Index of the normalisation's call -> the pair.
     """
-    normalisations = {
-        index: node
-        for index in wanted
-        if calls[index].function is F.batch_norm and (node := _node(calls[index])) is not None
-    }
+    normalisations = [index for index in wanted if calls[index].function is F.batch_norm]
     if not normalisations:
         return {}
     convolutions = {
         node: index
         for index in wanted
-        if calls[index].function in _CONVOLUTIONS and (node := _node(calls[index])) is not None
+        if calls[index].function in CONVOLUTIONS and (node := _node(calls[index])) is not None
     }
     uses = _uses(outputs, convolutions)
     found = {}
-    for index, node in normalisations.items():
-        before = [one for one, _ in node.next_functions if one in convolutions and uses[one] == 1]
-        for place in (convolutions[one] for one in before):
-            pair = _pair(place, calls[place], calls[index], wanted[place], wanted[index])
-            if pair is not None:
-                found[index] = pair
+    for index in normalisations:
+        (inputs,) = calls[index].arguments("input")
+        if inputs.grad_fn not in convolutions or uses[inputs.grad_fn] != 1:
+            continue
+        place = convolutions[inputs.grad_fn]
+        pair = _pair(place, calls[place], calls[index], wanted[place], wanted[index])
+        if pair is not None:
+            found[index] = pair
     return found
 
 

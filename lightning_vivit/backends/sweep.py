@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
-from lightning_vivit.backends.scales import NormalisedConvolution
+from lightning_vivit.backends.scales import CONVOLUTIONS, NormalisedConvolution
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.recording import Call
@@ -27,7 +26,6 @@ from lightning_vivit.rules import Use, dense_rule, find_rule
 
 _ROWS = 64  # of a product that reaches the processor's speed
 _PATCH_ENTRIES = 1 << 20  # of patches, or of columns, at once (4 MB in float32): for a cache
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _GATHERED_ENTRIES = 1 << 23  # of the columns that are gathered at one operation (32 MB in float32)
 
 
@@ -279,7 +277,7 @@ class Collector:
     def _divides(self, num_samples: int) -> bool:
         """Whether it is a convolution that can be applied to some of the samples."""
         axis, inputs = self.axes[0], self.call.args[:1]
-        if self.call.function not in _CONVOLUTIONS or not inputs or axis is None:
+        if self.call.function not in CONVOLUTIONS or not inputs or axis is None:
             return False
         return axis.dim == 0 and not axis.minor and inputs[0].shape[0] == num_samples
 
