@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.graph import graph_nodes
 from lightning_vivit.loss_records import RecordedLoss
 from lightning_vivit.losses import SUPPORTED, LossCall
 from lightning_vivit.recording import Call, Recorder, Tape
@@ -241,15 +242,11 @@ def _bypass(loss: Tensor, call: RecordedLoss, tape: Tape) -> Call | None:
     """
     # What leads to the loss call, such as its sum with a penalty on the parameters, is no bypass.
     users: dict[Any, list[Any]] = {}
-    waiting, seen = [loss.grad_fn], {call.edge.node}
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
+    seen = {call.edge.node}
+    for node in graph_nodes(loss, without=seen):
         seen.add(node)
         for following, _ in node.next_functions:
             users.setdefault(following, []).append(node)
-            waiting.append(following)
     trunk, waiting = set(), [call.edge.node]
     while waiting:
         node = waiting.pop()

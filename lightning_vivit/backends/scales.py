@@ -12,7 +12,7 @@ so that nothing has to be multiplied at every position. Measured: 4% of the GGN 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from torch.autograd.graph import Node
 
 from lightning_vivit.factors import Dense
 from lightning_vivit.factors.base import in_own_order
+from lightning_vivit.graph import graph_nodes
 from lightning_vivit.recording import Call
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -86,7 +87,8 @@ def normalised_convolutions(
         for index in wanted
         if calls[index].function in CONVOLUTIONS and (node := _node(calls[index])) is not None
     }
-    uses = _uses(outputs, convolutions)
+    following = (before for node in graph_nodes(outputs) for before, _ in node.next_functions)
+    uses = Counter(before for before in following if before in convolutions)
     found = {}
     for index in normalisations:
         (inputs,) = calls[index].arguments("input")
@@ -129,20 +131,3 @@ def _node(call: Call) -> Node | None:
     """What gave the only output of an operation."""
     output = call.outputs[0]
     return None if output is None else output.edge.node
-
-
-def _uses(outputs: Tensor, nodes: Collection[Node]) -> Counter[Node]:
-    """How often the outputs' graph uses what some of its nodes gave."""
-    found: Counter[Node] = Counter()
-    waiting = [] if outputs.grad_fn is None else [outputs.grad_fn]
-    seen = set(waiting)
-    while waiting:
-        for before, _ in waiting.pop().next_functions:
-            if before is None:
-                continue
-            if before in nodes:
-                found[before] += 1
-            if before not in seen:
-                seen.add(before)
-                waiting.append(before)
-    return found

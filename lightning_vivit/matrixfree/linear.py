@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.graph import graph_nodes
 
 
 class Linearization:
@@ -105,17 +105,9 @@ class Linearization:
 
     def unused(self) -> list[str]:
         """Names of the parameters that do not influence the outputs: the graph lacks them."""
-        reached: set[int] = set()
-        seen: set[Node] = set()
-        todo = [self.outputs.grad_fn]
-        while todo:
-            node = todo.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if hasattr(node, "variable"):  # where the gradient of a leaf is accumulated
-                reached.add(id(node.variable))
-            todo += [following for following, _ in node.next_functions]
+        reached = {  # a node with a variable accumulates the gradient of a leaf
+            id(node.variable) for node in graph_nodes(self.outputs) if hasattr(node, "variable")
+        }
         return [name for name, leaf in self._parameters.items() if id(leaf) not in reached]
 
     def _backward(self) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from lightning_vivit.graph import graph_nodes
 from lightning_vivit.memory import default_budget
 from lightning_vivit.problem import Recording
 
@@ -52,13 +53,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _saved(outputs: Tensor) -> Iterator[Tensor]:
     """Tensors that the nodes behind some outputs have saved."""
-    waiting, seen = [outputs.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [after for after, _ in node.next_functions]
+    for node in graph_nodes(outputs):
         found = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
         found += getattr(node, "saved_tensors", ())
         for value in found:
