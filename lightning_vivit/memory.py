@@ -165,10 +165,10 @@ def _bundles(
         entries[first] += min(columns, rows)  # the smaller of the two is kept
         patches[first] += of_inputs
         weights = [tape.parameters[name].shape for name in users]
-        outputs = [min(shape[:2]) for shape in weights if len(shape) > 1]
-        if rows < columns and outputs:
-            count = gathered_columns(num_columns, max(1, min(outputs)), columns)
-            gathered[first] += columns * count
+        sizes = [(max(1, min(shape[:2])), shape.numel()) for shape in weights if len(shape) > 1]
+        if rows < columns and sizes:
+            outputs, inputs = min(a for a, _ in sizes), max(p // a for a, p in sizes)
+            gathered[first] += columns * gathered_columns(num_columns, outputs, inputs, columns)
     for name in structure.dense:
         if name in entries:
             entries[name] += num_samples * tape.parameters[name].numel()

@@ -3,9 +3,9 @@
 On a CPU one column at a time is as fast as a batch of them or faster, because convolutions cannot
 be batched over columns there. Its operations are then reduced as the columns arrive: a scale, a
 shift, or a weight with fewer inputs than positions keeps its rows instead of its columns, which
-are larger. Where a column has few outputs, some columns are gathered first, because products of
-few rows are slow; columns that all samples share (after the last nonlinearity) come at once. On an
-accelerator all columns go in one batch.
+are larger. Where a column has few outputs for its many inputs, some columns are gathered first,
+because products of few rows are slow; columns that all samples share (after the last nonlinearity)
+come at once. On an accelerator all columns go in one batch.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from lightning_vivit.recording import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 
 _ROWS = 64  # of a product that reaches the processor's speed
+_INPUTS = 4.5  # for each row, up to which a product of few rows is as fast as the copies it spares
 _PATCH_ENTRIES = 1 << 20  # of patches, or of columns, at once (4 MB in float32): for a cache
 _GATHERED_ENTRIES = 1 << 23  # of the columns that are gathered at one operation (32 MB in float32)
 
 
-def gathered_columns(num_columns: int, outputs: int, entries: int) -> int:
+def gathered_columns(num_columns: int, outputs: int, inputs: int, entries: int) -> int:
     """How many columns are gathered at an operation before rows are formed of them.
 
-    All that fit, if the rows of one are too few: patches are then taken only once.
+    All that fit, if the rows of one are too few: patches are then taken for some samples at a time.
 
     Args:
         num_columns: D.
         outputs: A, the rows of a weight's gradient that one column gives.
+        inputs: B, the length of these rows.
         entries: Of one column at the operation's output.
 
     Returns:
         1 if nothing is gathered.
     """
-    if outputs >= _ROWS:
+    if outputs >= _ROWS or inputs <= _INPUTS * outputs:
         return 1
     wanted = min(num_columns, max(1, _GATHERED_ENTRIES // max(1, entries)))
     return -(-num_columns // -(-num_columns // wanted))  # groups of nearly equal size
@@ -226,7 +228,8 @@ class Collector:
         weights = [f for _, f in found if isinstance(f, OuterProduct)]
         if weights and self._gathers:
             outputs = min(weight.columns.shape[2:4].numel() for weight in weights)
-            self._group = gathered_columns(self._depth, outputs, part.numel())
+            inputs = max(weight.inputs.shape[1:3].numel() for weight in weights)
+            self._group = gathered_columns(self._depth, outputs, inputs, part.numel())
             if self._group > 1:
                 self._cache.clear()
                 if one is not None:

@@ -111,10 +111,13 @@ class OuterProduct(Factor):
                 place.copy_(product.view(d * a, n, b).transpose(0, 1))
             return
         side = self.columns.reshape(n, d * a, length)
-        if b % _LANES == 0 or side.shape[1] % _LANES:
-            torch.bmm(side, inputs.transpose(1, 2), out=place)
-        else:  # a product whose rows do not fill the processor's vectors is slower
+        if b % _LANES and side.shape[1] % _LANES == 0:
+            # a product whose rows do not fill the processor's vectors is slower
             place.copy_(torch.bmm(inputs, side.transpose(1, 2)).transpose(1, 2))
+        elif place.is_contiguous():
+            torch.bmm(side, inputs.transpose(1, 2), out=place)
+        else:  # into memory with gaps torch would multiply one sample at a time
+            place.copy_(torch.bmm(side, inputs.transpose(1, 2)))
 
     def weighted_sum(self, coefficients: Tensor) -> Tensor:
         """Sum of the rows with weights, [K, *shape]."""

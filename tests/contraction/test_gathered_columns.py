@@ -62,14 +62,15 @@ def test_rows_of_gathered_columns(name: str, group: int, monkeypatch: pytest.Mon
 
 
 def test_groups_of_columns_fill_a_product_and_stay_small() -> None:
-    assert gathered_columns(9, 96, 1) == 1  # enough rows in one column
-    assert gathered_columns(9, 16, 1) == 9
-    assert gathered_columns(9, 16, 1 << 20) == 5  # 8 fit: 5 and 4, not 8 and 1
-    assert gathered_columns(9, 16, 1 << 30) == 1  # one fills the memory
-    assert gathered_columns(9, 16, 1 << 22) == 2
+    assert gathered_columns(9, 96, 864, 1) == 1  # enough rows in one column
+    assert gathered_columns(9, 16, 144, 1) == 9
+    assert gathered_columns(9, 16, 27, 1) == 1  # short rows
+    assert gathered_columns(9, 16, 144, 1 << 20) == 5  # 8 fit: 5 and 4, not 8 and 1
+    assert gathered_columns(9, 16, 144, 1 << 30) == 1  # one fills the memory
+    assert gathered_columns(9, 16, 144, 1 << 22) == 2
     for depth in range(1, 30):
         for outputs in (1, 7, 32, 200):
-            assert 1 <= gathered_columns(depth, outputs, 1000) <= depth
+            assert 1 <= gathered_columns(depth, outputs, 10 * outputs, 1000) <= depth
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -160,7 +160,7 @@ def test_samples_that_carry_the_same_column_are_compared():
 @pytest.mark.parametrize("entries", [1, 200, 10_000])
 def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=2)]
+    layers = [nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 6, 3, groups=3)]
     model = nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(54, 5)).double()
     inputs = torch.randn(5, 2, 10, 10).double()
     monkeypatch.setattr(sweep, "_PATCH_ENTRIES", entries)
