@@ -100,8 +100,15 @@ def shared_tail(
             new = min(n, count - start)
             for sample in range(new):
                 known.append(_for_all(grad, sample, n))
-            if new < n and not _agree(grad, known, carried[new:], n):
-                return None
+            if new < n:
+                again = grad.unflatten(0, (n, -1))[new:]
+                if start == 0:  # those before them, one period of the columns earlier
+                    first = grad.unflatten(0, (n, -1))[: n - new]
+                else:
+                    each = again.shape[1]
+                    first = torch.stack([known[column][:each] for column in carried[new:].tolist()])
+                if not _agree(again, first):
+                    return None
     arrived = dict(zip(calls, found, strict=False))
     return Tail(inputs, found[-1] if inputs is not None else [], arrived)
 
@@ -156,18 +163,15 @@ def _for_all(grad: Tensor, sample: int, n: int) -> Tensor:
     return own.unsqueeze(0).expand(n, *own.shape).reshape(grad.shape)
 
 
-def _agree(grad: Tensor, known: Sequence[Tensor], carried: Tensor, n: int) -> bool:
+def _agree(again: Tensor, first: Tensor) -> bool:
     """Whether samples that carried the same column got the same; data would make a difference.
 
     Args:
-        grad: [N*T, ...].
-        known: For each column, what arrived for the first sample that carried it.
-        carried: The columns of the last samples of `grad`, which come again.
-        n: N.
+        again: [S, T, ...], what arrived for the samples that carry a column once more.
+        first: The same for samples that carried it before.
     """
-    each = grad.shape[0] // n
-    again = grad[-len(carried) * each :].unflatten(0, (-1, each))
-    first = torch.stack([known[column][:each] for column in carried.tolist()])
+    if torch.equal(again, first):
+        return True
     axes = tuple(range(1, first.ndim))
     apart = (again - first).abs().amax(axes)
     return bool((apart <= _AGREEMENT * first.abs().amax(axes)).all())
