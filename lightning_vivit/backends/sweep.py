@@ -26,7 +26,7 @@ from lightning_vivit.rules import Use, dense_rule, find_rule
 
 _ROWS = 64  # of a product that reaches the processor's speed
 _INPUTS = 4.5  # for each row, up to which a product of few rows is as fast as the copies it spares
-_PATCH_ENTRIES = 1 << 20  # of patches, or of columns, at once (4 MB in float32): for a cache
+_PATCH_ENTRIES = 1 << 22  # of patches, or of columns, at once (16 MB in float32): for a cache
 _GATHERED_ENTRIES = 1 << 23  # of the columns that are gathered at one operation (32 MB in float32)
 
 
