@@ -13,6 +13,7 @@ from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.backends.proof import locate_samples, refuse_mixing
 from lightning_vivit.columns import sampled_columns, shared_columns, unit_columns
 from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.finite import all_finite
 from lightning_vivit.gram import weigh_kernel
 from lightning_vivit.kernels import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, make_loss
@@ -140,7 +141,7 @@ def _narrow_root(root: Tensor, basis: Tensor) -> Tensor:
 
 
 def _finite(tensor: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    if not all_finite(tensor):
         raise ProblemError(
             f"The {what} of the loss with respect to the outputs is not finite. Look at the "
             "outputs and the targets of this batch, or lower the learning rate."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.finite import all_finite
 
 _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
@@ -166,7 +167,7 @@ def numerical_floor(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _finite(gram: Tensor) -> Tensor:
-    if not bool(torch.isfinite(gram).all()):
+    if not all_finite(gram):
         raise ProblemError(
             "The GGN's Gram matrix has entries that are not finite. The network's outputs or "
             "derivatives overflowed: look at the loss and the learning rate, or use more "

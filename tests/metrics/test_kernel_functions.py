@@ -96,9 +96,10 @@ def test_alignment_with_orthogonal_labels_is_zero():
     assert kernel_alignment(torch.outer(values, values), others).item() == 0.0
 
 
-def test_alignment_with_several_positions():
+@pytest.mark.parametrize("repeats", [1, 2])  # fewer positions than samples, and more
+def test_alignment_with_several_positions(repeats):
     kernel = trace_kernel(full_kernel(jacobians(4)))
-    tokens = torch.tensor([[0, 1, 2], [0, 2, 2], [1, 1, 0], [3, 1, 2]])
+    tokens = torch.tensor([[0, 1, 2], [0, 2, 2], [1, 1, 0], [3, 1, 2]]).repeat(1, repeats)
     encoded = one_hot(tokens).flatten(1).double()
     assert torch.allclose(kernel_alignment(kernel, tokens), kernel_alignment(kernel, encoded))
     padded = tokens.clone()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError
+from lightning_vivit.finite import all_finite
 
 
 def refusal(got: str, supported: str, do: str) -> OptionError:
@@ -64,25 +65,14 @@ def floats(name: str, value: Tensor, shape: str, ndims: tuple[int, ...]) -> Tens
             f"the shape {shape}, with at least one entry",
             "pass the tensor in this shape",
         )
-    count = _not_finite(value)
-    if count > 0:
+    if not all_finite(value):
+        count = int((~torch.isfinite(value)).sum())
         raise refusal(
             f"{name} with {count} of {value.numel()} entries infinite or NaN",
             "finite values",
             "check that the loss and the parameters are finite at this step",
         )
     return value
-
-
-def _not_finite(value: Tensor) -> int:
-    """How many entries are infinite or NaN.
-
-    One such entry makes the sum so, and a sum takes a tenth of a mask's time; a sum of finite
-    entries may overflow, so the mask decides.
-    """
-    if bool(torch.isfinite(value.detach().sum())):
-        return 0
-    return int((~torch.isfinite(value)).sum())
 
 
 def number(

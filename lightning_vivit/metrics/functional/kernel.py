@@ -200,9 +200,14 @@ def _same_class(classes: Tensor, labelled: Tensor) -> Tensor:
     Returns:
         [N, N]: in how many positions two samples have the same label.
     """
+    count, positions = classes.shape
+    if positions <= count:  # one position after the other
+        total = classes.new_zeros(count, count)
+        for label, known in zip(classes.T, labelled.T, strict=True):  # each [N]
+            total += (label == label[:, None]) & known & known[:, None]
+        return double(total)
     rows = [
-        ((classes == classes[n]) & labelled & labelled[n]).sum(dim=1)
-        for n in range(classes.shape[0])
+        ((classes == classes[n]) & labelled & labelled[n]).sum(dim=1) for n in range(count)
     ]  # each [N]
     return double(torch.stack(rows))
 
