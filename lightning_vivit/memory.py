@@ -167,8 +167,8 @@ def _bundles(
         weights = [tape.parameters[name].shape for name in users]
         sizes = [(max(1, min(shape[:2])), shape.numel()) for shape in weights if len(shape) > 1]
         if rows < columns and sizes:
-            outputs, inputs = min(a for a, _ in sizes), max(p // a for a, p in sizes)
-            gathered[first] += columns * gathered_columns(num_columns, outputs, inputs, columns)
+            few, wide = min(a for a, _ in sizes), max(p // a for a, p in sizes)
+            gathered[first] += columns * gathered_columns(num_columns, few, wide, columns)
     for name in structure.dense:
         if name in entries:
             entries[name] += num_samples * tape.parameters[name].numel()
