@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from lightning_vivit.axes import is_sequence_first, likely_counts
 from lightning_vivit.backends.backpack import BackpackSession
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.finite import all_finite
 from lightning_vivit.loss_calls import explicit_loss, replayed_loss
 from lightning_vivit.losses import LossCall
 from lightning_vivit.modes import eval_mode, plain_name
@@ -245,7 +246,7 @@ class Problem:
             recorder.forget()
             total = None if value is None else value.sum()
             value = None if value is None else value.detach()
-            if value is not None and not is_part and not bool(torch.isfinite(value).all()):
+            if value is not None and not is_part and not all_finite(value):
                 raise ProblemError(
                     "The loss on this batch is not finite, so its curvature is undefined. Look "
                     "for divergence (a smaller learning rate), or for NaN in the data."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.layout import SampleLayout
 
@@ -157,10 +158,10 @@ def check_finite(call: LossCall, value: Tensor, gradient: Tensor) -> None:
         value: Terms of the loss, any shape.
         gradient: Terms of its gradient, any shape.
     """
-    if bool(value.isfinite().all()) and bool(gradient.isfinite().all()):
+    if all_finite(value) and all_finite(gradient):
         return
     total = float(value.sum())
-    what = f"value {total}" if not bool(value.isfinite().all()) else "a gradient that is not finite"
+    what = f"value {total}" if not all_finite(value) else "a gradient that is not finite"
     raise ProblemError(
         f"{call.name} has {what} on this batch, so it has no curvature. "
         "Look for NaN or infinite inputs, targets or parameters (a run that diverged)."

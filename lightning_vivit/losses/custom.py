@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.base import (
     SampleLoss,
     check_finite,
@@ -163,7 +164,7 @@ class CustomLoss(SampleLoss):
         blocks = torch.stack([self._product(unit.expand(n, d)) for unit in units], dim=1)
         draw = torch.Generator().manual_seed(0)
         probe = torch.randn(n, d, generator=draw, dtype=blocks.dtype).to(blocks.device)
-        if not bool(blocks.isfinite().all()):
+        if not all_finite(blocks):
             raise ProblemError(
                 "The second derivatives of the custom loss are not finite on this batch. Avoid "
                 "functions with an infinite curvature, such as the square root at zero."
@@ -198,7 +199,7 @@ class CustomLoss(SampleLoss):
             swapped[chosen] = rows.roll(1, 0)[chosen]
             outputs = self._layout.merge(swapped).clone().requires_grad_()
             after = self._layout.flatten(self._evaluate(outputs)[1].detach())
-            if bool(after.isfinite().all()):  # other outputs may not suit the targets
+            if all_finite(after):  # other outputs may not suit the targets
                 self._check_separate(after[~chosen], before[~chosen])
 
     def _factorise(self, blocks: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
+from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.call import LossCall
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -72,7 +73,7 @@ def scale_terms(
                 f"unreduced loss has shape {tuple(shape)}. Pass one entry per entry of the loss."
             )
         weights = multiplier.detach().to(call.outputs.device, dtype)
-        _check_multiplier(call, bool((weights >= 0).all() and weights.isfinite().all()))
+        _check_multiplier(call, bool((weights >= 0).all()) and all_finite(weights))
         return Scaling(1.0 / num_samples, weights * num_samples)
     if isinstance(multiplier, Tensor) and multiplier.numel() != 1:
         raise ProblemError(
