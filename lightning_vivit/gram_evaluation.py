@@ -55,12 +55,14 @@ def gram_evaluation(
         root = loss.hessian_root() if columns == "exact" else None
         root = loss.sampled_root(mc_samples, generator) if root is None else root
         root = _finite(root, "Hessian").to(small)
-    basis = None
-    if columns == "exact" and loss is not None and not kernel:
-        basis = loss.basis()
+    basis = loss.basis() if columns == "exact" and loss is not None else None
+    directions = 0 if root is None else root.shape[2]
     if basis is not None and root is not None:
-        cotangents = shared_columns(outputs, layout, basis)
         root = _narrow_root(root, basis.to(small))
+    if kernel:  # it has all outputs
+        basis = None
+    if basis is not None:
+        cotangents = shared_columns(outputs, layout, basis)
     elif columns == "exact":
         cotangents = unit_columns(outputs, layout)
     else:
@@ -86,7 +88,17 @@ def gram_evaluation(
             weighted = weigh_kernel(block, seen.T @ root, gradient @ seen)
             blocks[group] = Block(names, None, weighted)
     return Evaluation(
-        recording, layout, loss, root, gradient, blocks, kernels, structure.unused, basis, whole
+        recording,
+        layout,
+        loss,
+        root,
+        gradient,
+        directions,
+        blocks,
+        kernels,
+        structure.unused,
+        basis,
+        whole,
     )
 
 

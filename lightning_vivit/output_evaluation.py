@@ -33,7 +33,7 @@ class OutputEvaluation(Evaluation):
     ) -> None:
         """Keep the kernels; use `evaluate_outputs` to make one."""
         blocks = {group: Block(names, None, None) for group, names in groups.items()}
-        super().__init__(recording, layout, None, None, None, blocks, kernels, unused, None)
+        super().__init__(recording, layout, None, None, None, 0, blocks, kernels, unused, None)
         self.wanted = wanted
         self._found = dict(found)
 

@@ -58,6 +58,7 @@ class Evaluation:
         loss: SampleLoss | None,
         root: Tensor | None,
         gradient: Tensor | None,
+        directions: int,
         blocks: dict[str, Block],
         kernels: Kernels,
         unused: Sequence[str],
@@ -71,6 +72,7 @@ class Evaluation:
         self._layout = layout
         self._root = root
         self._gradient = gradient  # [N, D] of the samples' losses in the outputs
+        self._directions = directions  # of each sample, those that the loss does not see included
         self._blocks = blocks
         self._plan = kernels.plan
         self._basis = basis
@@ -102,8 +104,7 @@ class Evaluation:
         """The largest number of directions that can be asked for: samples times columns."""
         if self._root is None:
             raise OptionError(_NO_LOSS)
-        columns = self._root.shape[2] if self._basis is None else self._basis.shape[0]
-        return self.num_samples * columns
+        return self.num_samples * self._directions
 
     def sample_targets(self) -> Tensor | None:
         """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
@@ -177,9 +178,8 @@ class Evaluation:
                     lambda: gram_eigenvalues(self._gram(group, samples), dtype)
                 )
         values = self._values[key]
-        if self._basis is None:
-            return values
-        missing = values.numel() // self._basis.shape[1] * self._basis.shape[0] - values.numel()
+        seen = self._weighted(group)[0].shape[1] - 1
+        missing = values.numel() // seen * (self._directions - seen)
         return torch.cat([values.new_zeros(missing), values])  # what the loss does not see
 
     def directions(

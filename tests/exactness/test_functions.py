@@ -121,6 +121,27 @@ def test_spectrum_directions_and_step(name: str, loss: str, reduction: str) -> N
         check_evaluation(name, loss, evaluate(problem, kernel=kernel), expected)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_solved_matrix_leaves_out_what_the_loss_does_not_see(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C - 1 columns for each sample under cross-entropy, also where the kernel has all C."""
+    found, sizes = case("cnn"), []
+    function, targets, _ = loss_on("cnn", "cross_entropy", "mean")
+    problem = Problem(found.model, function, found.inputs, targets, reduction="mean")
+    solve = torch.linalg.eigvalsh
+
+    def noted(matrix: Tensor) -> Tensor:
+        sizes.append(len(matrix))
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", noted)
+    result = evaluate(problem, kernel=kernel)
+    n, c = result.outputs.shape
+    assert result.eigenvalues().shape == (n * c,) == (result.num_directions,)
+    assert sizes == [n * (c - 1)]
+
+
 def check_evaluation(name: str, loss: str, result: Evaluation, expected: Reference) -> None:
     values = result.eigenvalues()
     close(values, expected.eigenvalues(values.numel()))
