@@ -1,10 +1,11 @@
-"""Eigenvalues and eigenvectors of the GGN from its Gram matrix."""
+"""Eigenvalues and eigenvectors of the GGN from its Gram matrix, eigenvalues of the NTK."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.finite import all_finite
 
@@ -32,7 +33,26 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ProblemError: The matrix is not finite.
     """
-    return symmetric_eigenvalues(_finite(gram), dtype)
+    return symmetric_eigenvalues(_finite(gram, "GGN's Gram matrix"), dtype)
+
+
+def ntk_eigenvalues(kernel: Tensor) -> Tensor:
+    """All eigenvalues of the NTK of one batch, ascending.
+
+    Args:
+        kernel: [N, D, N, D], symmetric up to rounding, in the dtype in which it was computed.
+
+    Returns:
+        [N*D] in float64; see `symmetric_eigenvalues` for their precision.
+
+    Raises:
+        ProblemError: The kernel is not finite.
+    """
+    size = kernel.shape[0] * kernel.shape[1]
+    matrix = _finite(kernel, "NTK").reshape(size, size)
+    if not in_single_precision(size, kernel.dtype):
+        matrix = double(matrix)
+    return double(symmetric_eigenvalues(matrix, kernel.dtype))
 
 
 def in_single_precision(size: int, dtype: torch.dtype) -> bool:
@@ -86,7 +106,7 @@ def gram_eigenpairs(
             f"Got k={k} directions, but the GGN of this batch has rank at most {size} (samples "
             f"times columns). Choose 1 <= k <= {size}, or more samples."
         )
-    _finite(gram)
+    _finite(gram, "GGN's Gram matrix")
     if k is not None and gram.device.type == "cpu" and size >= _KRYLOV_SIZE and 8 * k <= size:
         exact = dtype == torch.float64
         found = _block_krylov(gram.double(), k, _CONVERGED if exact else _CONVERGED_SINGLE)
@@ -166,11 +186,10 @@ def numerical_floor(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
     return eigenvalues[-1].clamp(min=0.0) * (1e-12 if dtype == torch.float64 else 1e-6)
 
 
-def _finite(gram: Tensor) -> Tensor:
-    if not all_finite(gram):
+def _finite(matrix: Tensor, name: str) -> Tensor:
+    if not all_finite(matrix):
         raise ProblemError(
-            "The GGN's Gram matrix has entries that are not finite. The network's outputs or "
-            "derivatives overflowed: look at the loss and the learning rate, or use more "
-            "precision."
+            f"The {name} has entries that are not finite. The network's outputs or derivatives "
+            "overflowed: look at the loss and the learning rate, or use more precision."
         )
-    return gram
+    return matrix

@@ -25,7 +25,7 @@ from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import BACKENDS
+from lightning_vivit.evaluation import BACKENDS, Evaluation
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -40,6 +40,7 @@ from lightning_vivit.loggers import (
 from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.parallel import Ranks, Replica
 from lightning_vivit.rng import isolated_rng
+from lightning_vivit.spectra import SpectrumKind
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
 
@@ -110,6 +111,7 @@ class Monitor(Callback):
     panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
+    spectrum: SpectrumKind | None = None  # of which `measure` asks for all eigenvalues
     method = "auto"
     matrix = "ggn"
     tol = 1e-2  # of matrix-free eigenpairs
@@ -352,6 +354,12 @@ class Monitor(Callback):
             due = bool(self._session.ranks.first(due))  # it may say something else on each rank
         return due and self._session.affords(self, self._step, self.max_overhead)
 
+    def _will_look(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether this monitor is to compute at the current step, as far as can be told early."""
+        if self._stopped or self.schedule.function is not None:
+            return False
+        return self.schedule.due(x_axis_step(trainer), trainer.current_epoch, batch_idx == 0)
+
     def _end_step(self, trainer: Trainer) -> None:
         """All monitors of the step have computed."""
         try:
@@ -382,13 +390,18 @@ class Monitor(Callback):
             if batch is None:
                 return
             self._looked_at = batch
+            request = self._request()
             evaluation = self._session.evaluate(
-                self._request(),
+                request,
                 module,
                 batch,
                 batch_idx if self.source.data == "batch" else 0,
                 self.source.seed + self._step,
             )
+            if isinstance(evaluation, Evaluation):
+                sharers = [m for m in _monitors(trainer) if m._request().key == request.key]
+                spectra = {m.spectrum for m in sharers if m._will_look(trainer, batch_idx)}
+                evaluation.expect_spectra(kind for kind in spectra if kind is not None)
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
             report = self._report(evaluation)

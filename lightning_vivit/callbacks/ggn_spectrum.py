@@ -95,6 +95,7 @@ class GGNSpectrumMonitor(Monitor):
     """
 
     section = "ggn"
+    spectrum = "ggn"
 
     def __init__(
         self,

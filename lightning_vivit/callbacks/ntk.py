@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
 from lightning_vivit.callbacks.session import Found, Request
+from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics import KernelDrift, KernelStatistics
@@ -94,6 +95,7 @@ class NTKMonitor(Monitor):
         alone = outputs is not None or mode in ("pseudo", "projected")
         self._wanted = wanted if alone else None
         self.needs_kernel = not alone
+        self.spectrum = None if alone or mode != "full" else "ntk"
         self._drifts: dict[str, KernelDrift] = {}
 
     def options(self) -> dict[str, object]:
@@ -115,7 +117,10 @@ class NTKMonitor(Monitor):
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)
         k = self.limit_k(size)
         metric = KernelStatistics(k=size, ignore_index=evaluation.ignore_index)
-        found = metric(kernel, evaluation.sample_targets())
+        known = None
+        if self.spectrum is not None and isinstance(evaluation, Evaluation):
+            known = evaluation.ntk_eigenvalues(group)
+        found = metric(kernel, evaluation.sample_targets(), known)
         eigenvalues = found["top_eigenvalues"]  # all of them
         scalars: dict[str, float | Tensor] = {"trace": found["trace"]}
         scalars |= {f"eigenvalue_{i}": value for i, value in enumerate(eigenvalues.flip(0)[:k], 1)}

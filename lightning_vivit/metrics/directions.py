@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.metrics.base import MeanOfUpdates
-from lightning_vivit.metrics.functional.checks import double
 from lightning_vivit.metrics.functional.directions import (
     gradient_share,
     newton_steps,

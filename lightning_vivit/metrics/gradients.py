@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.metrics.base import MeanOfUpdates
-from lightning_vivit.metrics.functional.checks import double
 from lightning_vivit.metrics.functional.gradients import (
     gradient_noise,
     gradient_signal,

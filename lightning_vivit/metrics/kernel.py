@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
-from lightning_vivit.metrics.functional.checks import refusal
+from lightning_vivit.metrics.functional.checks import floats, refusal
 from lightning_vivit.metrics.functional.kernel import (
     kernel_alignment,
     kernel_distance,
@@ -66,14 +67,24 @@ class KernelStatistics(MeanOfUpdates):
         self.centered = centered
         self.ignore_index = ignore_index
 
-    def update(self, kernel: Tensor, targets: Tensor | None = None) -> None:
+    def update(
+        self,
+        kernel: Tensor,
+        targets: Tensor | None = None,
+        eigenvalues: Tensor | None = None,
+    ) -> None:
         """Add one kernel.
 
         Args:
             kernel: [N, N] or [N, N, C, C].
             targets: The targets of the batch, class indices or values, [N] or [N, ...].
+            eigenvalues: All eigenvalues of the kernel, ascending, [N] or [N*C], where they are
+                known; None computes them.
         """
-        eigenvalues = kernel_eigenvalues(kernel)
+        if eigenvalues is None:
+            eigenvalues = kernel_eigenvalues(kernel)
+        else:
+            eigenvalues = _known(eigenvalues, kernel)
         floor = min(eigenvalues.numel() * torch.finfo(kernel.dtype).eps, 0.5)
         values = {
             "trace": eigenvalues.sum(),
@@ -155,3 +166,17 @@ class KernelDrift(ComparisonWithPast):
             Name -> scalar.
         """
         return self._latest()
+
+
+def _known(eigenvalues: Tensor, kernel: Tensor) -> Tensor:
+    """Eigenvalues that were passed, in float64."""
+    floats("kernel", kernel, "[N, N] (trace) or [N, N, C, C] (full)", (2, 4))
+    found = double(floats("eigenvalues", eigenvalues, "[N] or [N*C]", (1,)))
+    size = kernel.shape[0] * (kernel.shape[2] if kernel.ndim == 4 else 1)
+    if len(found) != size or bool((found.diff() < 0).any()):
+        raise refusal(
+            f"{len(found)} eigenvalues of a kernel with {size} rows, or not in ascending order",
+            "all eigenvalues of the kernel, ascending",
+            "pass what kernel_eigenvalues returns, or None",
+        )
+    return found

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
-from lightning_vivit.metrics.functional.checks import double
 from lightning_vivit.metrics.functional.spectrum import (
     effective_rank,
     flatten_directions,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monitor_toys import Classifier, RecordingLogger, loader, trainer
 
-from lightning_vivit import evaluation
+from lightning_vivit import evaluation, spectra
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -19,6 +19,7 @@ from lightning_vivit.callbacks import (
     session,
 )
 from lightning_vivit.problem import Problem
+from lightning_vivit.side_by_side import side_by_side
 
 
 @pytest.fixture
@@ -52,6 +53,51 @@ def test_three_monitors_one_evaluation(
     log = fit(tmp_path, *three(data=data))
     assert len(calls) == 2  # steps 0 and 3
     assert {key.split("/")[0] for key in log.seen()} >= {"ggn", "directions", "ntk"}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_spectra_of_one_step_are_solved_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    solved: list[int] = []
+
+    def noted(works: Any) -> Any:
+        solved.append(len(works))
+        return side_by_side(works)
+
+    monkeypatch.setattr(spectra, "side_by_side", noted)
+    monitors = [
+        GGNSpectrumMonitor(k=2, steps=[0, 2], data="train", on_error="raise"),
+        DirectionalDerivativesMonitor(k=2, steps=[0, 2], data="train", on_error="raise"),
+        NTKMonitor(k=2, steps=[0, 3], on_error="raise"),
+    ]
+
+    def values(*callbacks: pl.Callback) -> dict[tuple[int, str], float]:
+        torch.manual_seed(0)
+        rows = fit(tmp_path, *callbacks).rows
+        own = ("ggn/", "ntk/")
+        return {(n, k): v for n, row in rows for k, v in row.items() if k.startswith(own)}
+
+    together = values(*(monitors[i] for i in order))
+    assert solved == [2, 1, 1]  # both at step 0, one at step 2, the other at step 3
+    apart = values(monitors[0]) | values(monitors[2])
+    assert together == pytest.approx(apart, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other", [{"mode": "trace"}, {"outputs": [0]}, {"data": "val"}, {"schedule": lambda step: True}]
+)
+def test_a_spectrum_that_may_not_be_wanted_is_not_solved_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    solved: list[int] = []
+    monkeypatch.setattr(
+        spectra, "side_by_side", lambda works: solved.append(len(works)) or side_by_side(works)
+    )
+    schedule = {} if "schedule" in other else {"steps": [0]}
+    ntk = NTKMonitor(k=2, **schedule, on_error="raise", **other)
+    fit(tmp_path, GGNSpectrumMonitor(k=2, steps=[0], data="train", on_error="raise"), ntk)
+    assert solved[0] == 1
 
 
 def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_vivit.double import double
 from lightning_vivit.errors import OptionError
 from lightning_vivit.finite import all_finite
 
@@ -23,13 +24,6 @@ def refusal(got: str, supported: str, do: str) -> OptionError:
         The error, to be raised by the caller.
     """
     return OptionError(f"Got {got}. Supported: {supported}. To do: {do}.")
-
-
-def double(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its own device where that device has float64, else on the CPU."""
-    if tensor.device.type == "mps":
-        tensor = tensor.cpu()
-    return tensor.to(torch.float64)
 
 
 def floats(name: str, value: Tensor, shape: str, ndims: tuple[int, ...]) -> Tensor:

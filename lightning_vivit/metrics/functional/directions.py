@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.metrics.functional.checks import double, floats, number, refusal
+from lightning_vivit.double import double
+from lightning_vivit.metrics.functional.checks import floats, number, refusal
 
 
 def gradient_share(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.metrics.functional.checks import double, floats, number
+from lightning_vivit.double import double
+from lightning_vivit.metrics.functional.checks import floats, number
 
 
 def gradient_noise(sample_norms: Tensor, mean_norm_squared: float | Tensor) -> Tensor:

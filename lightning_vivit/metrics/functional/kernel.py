@@ -10,12 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.metrics.functional.checks import double, floats, refusal
+from lightning_vivit.double import double
+from lightning_vivit.metrics.functional.checks import floats, refusal
 from lightning_vivit.spectrum import in_single_precision, symmetric_eigenvalues
 
 _FULL = "[N, N, C, C]"
 _ANY = "[N, N] (trace) or [N, N, C, C] (full)"
 _ASYMMETRY = 1e-2  # of the largest entry; kernels computed in reduced precision stay below
+_PIECE = 1 << 17  # entries that are converted at once; they stay in a cache
 _ROUNDING = 1e-13  # of the norm of a kernel in float64; what is smaller after centring is zero
 
 
@@ -172,7 +174,10 @@ def kernel_distance(kernel: Tensor, reference: Tensor) -> Tensor:
             "two kernels of the same shape",
             "compute both on the same probe batch, both full or both trace kernels",
         )
-    return (1.0 - _cosine(double(kernel), double(reference.to(kernel.device)))).clamp_min(0.0)
+    own, cross, others = _inner_products(kernel, reference.to(kernel.device))
+    if float(own) == 0.0 or float(others) == 0.0:
+        return torch.full_like(cross, torch.nan)
+    return (1.0 - cross / (own.sqrt() * others.sqrt())).clamp_min(0.0)
 
 
 def _check_classes(classes: Tensor, num_classes: int | None, ignore_index: int) -> None:
@@ -219,6 +224,20 @@ def _centered(kernel: Tensor) -> Tensor:
     centered = kernel - over_rows - over_columns + kernel.mean()
     rounding = _ROUNDING * torch.linalg.vector_norm(kernel)
     return torch.where(torch.linalg.vector_norm(centered) > rounding, centered, 0.0)
+
+
+def _inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """<A, A>, <A, B> and <B, B> in float64, [3], with no copies of A and B in float64."""
+    total = double(first.new_zeros(3))
+    matrices = (
+        flatten_kernel(first),
+        flatten_kernel(second),
+    )  # views of kernels as they are computed
+    pieces = [matrix.reshape(-1).split(_PIECE) for matrix in matrices]
+    for one, other in zip(*pieces, strict=True):
+        a, b = double(one), double(other)
+        total += torch.stack([a.dot(a), a.dot(b), b.dot(b)])
+    return total
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_vivit.metrics.functional.checks import double, floats, number, refusal
+from lightning_vivit.double import double
+from lightning_vivit.metrics.functional.checks import floats, number, refusal
 
 _UNIT_TOLERANCE = 0.1  # directions are unit vectors up to rounding; coarser means another object
 _CHUNK = 1024  # entries of two directions that are multiplied in their own precision

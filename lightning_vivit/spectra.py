@@ -1,0 +1,52 @@
+"""The full spectra of one evaluation: each solved once, several of a group at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from lightning_vivit.side_by_side import side_by_side
+
+SpectrumKind: TypeAlias = Literal["ggn", "ntk"]
+
+
+class Spectra:
+    """Eigenvalues by group and kind.
+
+    Attributes:
+        expected: Kinds that will be asked for of every group.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.expected: frozenset[SpectrumKind] = frozenset()
+        self._found: dict[tuple[str, SpectrumKind], Future[Tensor]] = {}
+
+    def get(
+        self, group: str, kind: SpectrumKind, solvers: Mapping[SpectrumKind, Callable[[], Tensor]]
+    ) -> Tensor:
+        """The eigenvalues of one kind; what else is expected of the group is solved beside it.
+
+        Args:
+            group: Parameter group.
+            kind: What is wanted now.
+            solvers: How to solve each kind for this group.
+
+        Returns:
+            What the solver returns.
+
+        Raises:
+            Exception: What the solver of this kind raised; others raise when they are asked for.
+        """
+        if (group, kind) not in self._found:
+            wanted = [
+                each
+                for each in solvers
+                if each == kind or (each in self.expected and (group, each) not in self._found)
+            ]
+            found = side_by_side([solvers[each] for each in wanted])
+            self._found.update({(group, each): f for each, f in zip(wanted, found, strict=True)})
+        return self._found[group, kind].result()

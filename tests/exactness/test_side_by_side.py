@@ -1,0 +1,172 @@
+"""Functions at the same time, and the spectra that are solved so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.problem import Problem
+from lightning_vivit.side_by_side import side_by_side
+from lightning_vivit.spectra import Spectra
+
+
+@pytest.fixture(params=[2, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Torch's threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def openmp_threads() -> set[int]:
+    """What torch's OpenMP would take in this thread; other libraries may have brought their own."""
+    torch.get_num_threads()
+    home = str(Path(torch.__file__).parent)
+    own = [found for found in threadpool_info() if found["filepath"].startswith(home)]
+    return {found["num_threads"] for found in own if found["user_api"] == "openmp"}
+
+
+def elsewhere(work: Callable[[], set[int]]) -> set[int]:
+    found: list[set[int]] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_functions_run_at_the_same_time(threads: int) -> None:
+    meeting = threading.Barrier(2, timeout=60)
+    assert {future.result() for future in side_by_side([meeting.wait] * 2)} == {0, 1}
+
+
+def test_one_thread_runs_them_in_turn() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = side_by_side([threading.get_ident] * 2)
+    finally:
+        torch.set_num_threads(before)
+    assert [future.result() for future in found] == [threading.get_ident()] * 2
+
+
+def test_each_has_its_share_of_the_threads_and_nobody_else_loses_any(threads: int) -> None:
+    def own() -> tuple[set[int], int]:
+        return openmp_threads(), torch.get_num_threads()
+
+    before = openmp_threads()
+    meeting = threading.Barrier(2, timeout=60)
+
+    def work() -> tuple[set[int], int]:
+        meeting.wait()  # both helpers take part
+        return own()
+
+    if not before:
+        pytest.skip("this torch takes the system's OpenMP, which may be anything's")
+    assert before == {threads}
+    for _ in range(2):  # helpers that are new, helpers that are not
+        shares = [future.result() for future in side_by_side([work] * 2)]
+        assert shares == [({threads // 2}, threads // 2)] * 2
+        assert openmp_threads() == elsewhere(openmp_threads) == {threads}
+        assert torch.get_num_threads() == threads
+
+
+def test_a_failure_stays_with_its_function(threads: int) -> None:
+    bad, good = side_by_side([lambda: 1 / 0, lambda: 2.0])
+    assert good.result() == 2.0
+    with pytest.raises(ZeroDivisionError):
+        bad.result()
+
+
+def _in_child(sent: multiprocessing.Queue[list[int]]) -> None:
+    meeting = threading.Barrier(2, timeout=60)
+    sent.put(sorted(future.result() for future in side_by_side([meeting.wait] * 2)))
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork"
+)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_helpers_of_its_own(threads: int) -> None:
+    side_by_side([int, int])
+    context = multiprocessing.get_context("fork")
+    sent = context.Queue()
+    child = context.Process(target=_in_child, args=(sent,))
+    child.start()
+    try:
+        assert sent.get(timeout=60) == [0, 1]
+    finally:
+        child.kill()
+        child.join()
+
+
+def solvers(calls: list[str]) -> dict[str, Callable[[], torch.Tensor]]:
+    def solve(kind: str) -> torch.Tensor:
+        calls.append(kind)
+        return torch.tensor([1.0 if kind == "ggn" else 2.0])
+
+    return {"ggn": lambda: solve("ggn"), "ntk": lambda: solve("ntk")}
+
+
+def test_what_is_expected_is_solved_with_the_first_that_is_asked_for() -> None:
+    spectra, calls = Spectra(), []
+    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+    assert calls == ["ggn"]
+    spectra.expected = frozenset(["ggn", "ntk"])
+    assert spectra.get("b", "ntk", solvers(calls)) == 2.0
+    assert sorted(calls[1:]) == ["ggn", "ntk"]
+    assert spectra.get("b", "ggn", solvers(calls)) == 1.0
+    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+    assert len(calls) == 3
+
+
+def problem(dtype: torch.dtype = torch.float64) -> Problem:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 4))
+    inputs, targets = torch.randn(6, 5, dtype=dtype), torch.arange(6) % 4
+    return Problem(model.to(dtype), torch.nn.CrossEntropyLoss(), inputs, targets)
+
+
+def jacobian(some: Problem) -> torch.Tensor:
+    """[N*C, P]"""
+    outputs = some.model(some.inputs)
+    parameters = list(some.model.parameters())
+    rows = [torch.autograd.grad(o, parameters, retain_graph=True) for o in outputs.flatten()]
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+@pytest.mark.parametrize("expected", [(), ("ggn", "ntk")])
+def test_eigenvalues_of_the_ntk(expected: tuple[str, ...], threads: int) -> None:
+    some = problem()
+    rows = jacobian(some)
+    result = evaluate(some)
+    assert isinstance(result, Evaluation)
+    result.expect_spectra(expected)
+    alone = evaluate(some, kernel=False).eigenvalues()
+    torch.testing.assert_close(result.eigenvalues(), alone, rtol=1e-9, atol=1e-14)
+    singular = torch.linalg.svdvals(rows).square().flip(0)
+    found = result.ntk_eigenvalues()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, singular, rtol=1e-8, atol=1e-12)
+
+
+def test_a_kernel_that_is_not_finite_spares_the_ggn(threads: int) -> None:
+    result = evaluate(problem())
+    result.expect_spectra(["ggn", "ntk"])
+    result._block("all").kernel[0, 0, 0, 0] = torch.inf
+    assert result.eigenvalues().isfinite().all()
+    with pytest.raises(ProblemError, match="NTK has entries that are not finite"):
+        result.ntk_eigenvalues()
+
+
+def test_without_a_kernel_the_ntk_is_refused() -> None:
+    with pytest.raises(OptionError, match="kernel=True"):
+        evaluate(problem(), kernel=False).ntk_eigenvalues()
