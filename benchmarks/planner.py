@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.workloads import SHORT, build
 from lightning_vivit import Problem
-from lightning_vivit.backends import sweep
+from lightning_vivit.backends import collector
 from lightning_vivit.backends.autograd import jacobian_factors
 from lightning_vivit.backends.proof import locate_samples
 from lightning_vivit.columns import shared_columns
@@ -45,7 +45,7 @@ def factors_of(short: str) -> dict[str, OuterProduct]:
     work = build(short)
     problem = Problem(work.model, torch.nn.CrossEntropyLoss(), work.inputs, work.targets)
     with (
-        mock.patch.object(sweep, "_prefers_rows", lambda factor: False),
+        mock.patch.object(collector, "_prefers_rows", lambda factor: False),
         problem.recorded() as live,
     ):
         axis, structure = locate_samples(live.tape, live.outputs, live.sizes, live.model)
@@ -90,7 +90,7 @@ def report(title: str, factors: dict[str, OuterProduct]) -> float:
     for name, factor in factors.items():
         costs = predicted_costs(Size.of(factor, factor, "full"))
         planned = min(costs, key=lambda order: costs[order])
-        choice = "rows" if sweep._prefers_rows(factor) else planned
+        choice = "rows" if collector._prefers_rows(factor) else planned
         orders = [order for order in costs if costs[order] <= FAR * costs[planned]]
         found = measure(factor, sorted({*orders, choice}))
         best = min(found, key=lambda order: found[order])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.backends.autograd import Structure
-from lightning_vivit.backends.sweep import gathered_columns
+from lightning_vivit.backends.collector import gathered_columns
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.recording import Call, Tape
 from lightning_vivit.tracing import tensors_in

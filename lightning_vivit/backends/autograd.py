@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.axes import SampleAxis
+from lightning_vivit.backends.collector import Collector
 from lightning_vivit.backends.scales import normalised_convolutions
-from lightning_vivit.backends.sweep import Collector, sweep
+from lightning_vivit.backends.sweep import sweep
 from lightning_vivit.backends.tail import shared_tail
 from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor, add_uses

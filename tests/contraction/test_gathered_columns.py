@@ -7,11 +7,11 @@ import torch
 from contraction.test_orders import explicit, factor
 from exactness.reference import case, jacobian, parameter_slices
 
-import lightning_vivit.backends.sweep as sweep
+import lightning_vivit.backends.collector as collector
 from lightning_vivit import empirical_ntk
 from lightning_vivit.backends.autograd import jacobian_factors
+from lightning_vivit.backends.collector import gathered_columns
 from lightning_vivit.backends.proof import locate_samples
-from lightning_vivit.backends.sweep import gathered_columns
 from lightning_vivit.columns import unit_columns
 from lightning_vivit.factors import MODES, Factor, contract
 from lightning_vivit.losses import SampleLayout
@@ -48,15 +48,15 @@ def checked_factors(
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_gathered_columns(name: str, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     formed = []
-    form_rows = sweep.Collector._form_rows
+    form_rows = collector.Collector._form_rows
 
-    def noted(self: sweep.Collector, parts: list[torch.Tensor], first: int) -> None:
+    def noted(self: collector.Collector, parts: list[torch.Tensor], first: int) -> None:
         formed.append(len(parts))
         form_rows(self, parts, first)
 
-    monkeypatch.setattr(sweep.Collector, "_form_rows", noted)
-    monkeypatch.setattr(sweep, "gathered_columns", lambda depth, *_: min(group, depth))
-    monkeypatch.setattr(sweep, "_prefers_rows", lambda factor: True)
+    monkeypatch.setattr(collector.Collector, "_form_rows", noted)
+    monkeypatch.setattr(collector, "gathered_columns", lambda depth, *_: min(group, depth))
+    monkeypatch.setattr(collector, "_prefers_rows", lambda factor: True)
     checked_factors(name, torch.contiguous_format, gathers=True)
     assert max(formed) == min(group, jacobian(name).shape[1])
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_vivit import empirical_ntk
-from lightning_vivit.backends import autograd, sweep
+from lightning_vivit.backends import autograd, collector
 
 
 class Mean(nn.Module):
@@ -163,9 +163,9 @@ def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
     layers = [nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 6, 3, groups=3)]
     model = nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(54, 5)).double()
     inputs = torch.randn(5, 2, 10, 10).double()
-    monkeypatch.setattr(sweep, "_PATCH_ENTRIES", entries)
+    monkeypatch.setattr(collector, "_PATCH_ENTRIES", entries)
     taken = []
-    plain = sweep.Collector._start_rows
+    plain = collector.Collector._start_rows
 
     def noting(self, part):
         rows = plain(self, part)
@@ -173,7 +173,7 @@ def test_rows_of_a_convolution_by_some_samples(entries, monkeypatch):
             taken.append(self._some)
         return rows
 
-    monkeypatch.setattr(sweep.Collector, "_start_rows", noting)
+    monkeypatch.setattr(collector.Collector, "_start_rows", noting)
     kernel = empirical_ntk(model, inputs)
     assert taken and all(count == {1: 1, 200: 1, 10_000: 5}[entries] for count in taken)
     torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
@@ -187,16 +187,16 @@ def test_rows_of_columns_that_all_samples_share(entries, groups, outputs, monkey
     layers = [nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=groups), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(6 * 8 * 8, outputs)).double()
     inputs = torch.randn(5, 2, 12, 12).double()
-    monkeypatch.setattr(sweep, "_PATCH_ENTRIES", entries)
-    monkeypatch.setattr(sweep, "_GATHERED_ENTRIES", entries)
+    monkeypatch.setattr(collector, "_PATCH_ENTRIES", entries)
+    monkeypatch.setattr(collector, "_GATHERED_ENTRIES", entries)
     taken = []
-    plain = sweep.Collector.add_shared
+    plain = collector.Collector.add_shared
 
     def noting(self, parts):
         taken.append((self.call.function, plain(self, parts)))
         return taken[-1][1]
 
-    monkeypatch.setattr(sweep.Collector, "add_shared", noting)
+    monkeypatch.setattr(collector.Collector, "add_shared", noting)
     kernel = empirical_ntk(model, inputs)
     # the convolution's 64 positions outnumber its inputs; the linear layer keeps its columns
     assert dict(taken) == {

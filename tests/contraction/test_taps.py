@@ -10,7 +10,7 @@ from contraction.test_orders import explicit, factor
 from torch import Tensor, nn
 
 from lightning_vivit import Problem, evaluate
-from lightning_vivit.backends.sweep import Collector
+from lightning_vivit.backends.collector import Collector
 from lightning_vivit.factors import ORDERS, Dense, OuterProduct, contract, contract_keeping
 from lightning_vivit.rules import conv
 
@@ -85,7 +85,7 @@ def test_networks_with_the_channels_last(
 ) -> None:
     """Float64, so that nothing is substituted: the format is that of the user's batch."""
     monkeypatch.setattr(conv, "_ADJACENT", 1)
-    monkeypatch.setattr("lightning_vivit.backends.sweep._prefers_rows", lambda factor: rows)
+    monkeypatch.setattr("lightning_vivit.backends.collector._prefers_rows", lambda factor: rows)
     formats = []
     form_rows = Collector._form_rows
 
