@@ -13,14 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_vivit.batched import batched_grad
 from lightning_vivit.directions import Damping, Directions, directions_from_gram
 from lightning_vivit.errors import OptionError
-from lightning_vivit.factors import MODES, Factor
+from lightning_vivit.factors import MODES
 from lightning_vivit.kernels import Kernels
 from lightning_vivit.losses import SampleLayout, SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
+from lightning_vivit.row_sums import RowSums
 from lightning_vivit.spectra import Spectra, SpectrumKind
 from lightning_vivit.spectrum import (
     gram_eigenpairs,
@@ -73,18 +73,15 @@ class Evaluation:
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
         self._whole = whole  # all ranks' samples; what was recorded are this rank's
-        self._tape = recording.tape
         self._live_outputs = recording.outputs
-        self._layout = layout
         self._root = root
         self._gradient = gradient  # [N, D] of the samples' losses in the outputs
         self._directions = directions  # of each sample, those that the loss does not see included
         self._blocks = blocks
         self._plan = kernels.plan
-        self._basis = basis
-        self._factors: dict[str, Factor] | None = None  # of shared columns, if all were kept
-        if basis is not None or all(block.kernel is not None for block in blocks.values()):
-            self._factors = kernels.factors
+        shared = basis is not None or all(block.kernel is not None for block in blocks.values())
+        factors = kernels.factors if shared else None
+        self._rows = RowSums(recording, layout, factors, basis, whole)
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._spectra = Spectra()
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
@@ -98,9 +95,9 @@ class Evaluation:
         if recording.loss is not None:
             self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
         self.unused = list(unused)
-        self._rows = layout  # of the targets
+        self._targets_layout = layout
         if whole is not None:
-            self._rows, self.num_samples = whole.layout, whole.num_samples
+            self._targets_layout, self.num_samples = whole.layout, whole.num_samples
             self.outputs = whole.outputs
             self.targets = None if whole.call is None else whole.call.target
             if loss is not None and recording.value is not None:
@@ -118,7 +115,8 @@ class Evaluation:
         targets = self.targets
         if not isinstance(targets, Tensor) or targets.ndim == 0:
             return None
-        return targets if targets.shape[0] == self.num_samples else self._rows.split(targets)
+        by_sample = targets.shape[0] == self.num_samples
+        return targets if by_sample else self._targets_layout.split(targets)
 
     def rank(self, group: str = "all") -> int:
         """Number of eigenvalues of the GGN above rounding."""
@@ -282,7 +280,7 @@ class Evaluation:
                 "eigenvectors are not determined by this batch. Ask for fewer."
             )
         coefficients = self._output_coefficients(values, vectors, samples)
-        found = self._vector_jacobian(group, coefficients)
+        found = self._row_sums(group, coefficients)
         norms = [
             torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1) for part in found.values()
         ]
@@ -311,7 +309,7 @@ class Evaluation:
         self._block(group)
         if self._gradient is None or self.scale is None:
             raise OptionError(_NO_LOSS)
-        found = self._vector_jacobian(group, (self._gradient * self.scale).unsqueeze(2))
+        found = self._row_sums(group, (self._gradient * self.scale).unsqueeze(2))
         return {name: part[0] for name, part in found.items()}
 
     def gradient_norms(self, group: str = "all") -> Tensor:
@@ -359,7 +357,7 @@ class Evaluation:
         known = steps != 0
         coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
         total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
-        return {name: part[0] for name, part in self._vector_jacobian(group, total).items()}
+        return {name: part[0] for name, part in self._row_sums(group, total).items()}
 
     def explain(self) -> str:
         """What each layer cost: a table of order of contraction, time, memory and share."""
@@ -448,42 +446,9 @@ class Evaluation:
         whole.index_add_(0, torch.tensor(kept, device=whole.device), some)
         return whole
 
-    def _vector_jacobian(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
-        """Sums of Jacobian rows with weights [N, D, K], by the factors or K backward passes."""
-        if self._whole is None:
-            return self._recorded_sums(group, coefficients)
-        found = self._recorded_sums(group, self._whole.own(coefficients))
-        found = {name: part.contiguous() for name, part in found.items()}
-        self._whole.add_up(found)
-        return found
-
-    def _recorded_sums(self, group: str, coefficients: Tensor) -> dict[str, Tensor]:
-        """The same over the samples that were recorded here."""
-        names = self._block(group).names
-        if self._factors is not None:
-            weights = coefficients.to(self._live_outputs.dtype)
-            if self._basis is not None:
-                weights = torch.einsum("de,ndk->nek", self._basis, weights)
-            return {
-                name: self._factors[name].weighted_sum(weights)
-                if name in self._factors
-                else self._zeros(name, weights.shape[2])
-                for name in names
-            }
-        parameters = [self._tape.parameters[name] for name in names]
-        shape = self._live_outputs.shape
-        columns = torch.stack(
-            [self._layout.unflatten(part, shape) for part in coefficients.unbind(2)]
-        ).to(self._live_outputs.dtype)
-        grads = batched_grad([self._live_outputs], parameters, [columns])
-        return {
-            name: self._zeros(name, columns.shape[0]) if grad is None else grad
-            for name, grad in zip(names, grads, strict=True)
-        }
-
-    def _zeros(self, name: str, count: int) -> Tensor:
-        parameter = self._tape.parameters[name]
-        return torch.zeros(count, *parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    def _row_sums(self, group: str, weights: Tensor) -> dict[str, Tensor]:
+        """Sums of a group's Jacobian rows with weights [N, D, K]: name -> [K, *shape]."""
+        return self._rows.of(self._block(group).names, weights)
 
 
 def _key(samples: Sequence[int] | None) -> tuple[int, ...] | None:

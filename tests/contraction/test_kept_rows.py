@@ -71,7 +71,7 @@ def test_eigenvectors_of_kept_rows(name: str, groups: str) -> None:
     found = case(name)
     result = evaluate(Problem(found.model, LOSS, found.inputs, TARGETS), param_groups=groups)
     assert "rows, kept" in result.explain()
-    assert any(isinstance(each, Formed) for each in result._factors.values())
+    assert any(isinstance(each, Formed) for each in result._rows.factors.values())
     outputs = found.model(found.inputs).detach().requires_grad_()
     hessian = torch.autograd.functional.hessian(lambda out: LOSS(out, TARGETS), outputs)
     rows = jacobian(name).flatten(0, 1)
@@ -98,7 +98,7 @@ def parameters(name: str) -> list[nn.Parameter]:
 def test_the_columns_of_kept_rows_are_freed() -> None:
     found = case("cnn")
     result = evaluate(Problem(found.model, LOSS, found.inputs, TARGETS))
-    kept = {name: type(each) for name, each in result._factors.items()}
+    kept = {name: type(each) for name, each in result._rows.factors.items()}
     biased = [name for name in kept if name.endswith("weight") and kept[name] is Formed]
     assert biased
     for name in biased:
@@ -114,8 +114,8 @@ def test_nothing_is_kept_beyond_the_budget() -> None:
     for budget in (28_000, 50_000, 60_000, 70_000, 80_000, ROOM):
         result = evaluate(problem, max_memory=budget)
         used = 0
-        if result._factors is not None:
-            used = sum(f.size for f in result._factors.values() if isinstance(f, Formed))
+        if result._rows.factors is not None:
+            used = sum(f.size for f in result._rows.factors.values() if isinstance(f, Formed))
         assert used < budget
         seen.append(used)
     assert seen[0] == 0
@@ -128,4 +128,4 @@ def test_rows_of_few_positions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
     found = case("mlp_relu")  # one position
     result = evaluate(Problem(found.model, LOSS, found.inputs, TARGETS))
     assert "rows, kept" not in result.explain()
-    assert not any(isinstance(each, Formed) for each in result._factors.values())
+    assert not any(isinstance(each, Formed) for each in result._rows.factors.values())

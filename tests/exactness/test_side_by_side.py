@@ -128,6 +128,15 @@ def test_what_is_expected_is_solved_with_the_first_that_is_asked_for() -> None:
     assert len(calls) == 3
 
 
+def test_a_failure_is_not_kept() -> None:
+    spectra, calls = Spectra(), []
+    broken = {"ggn": lambda: torch.tensor([1 / 0])}
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            spectra.get("a", "ggn", broken)
+    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+
+
 def problem(dtype: torch.dtype = torch.float64) -> Problem:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 4))
