@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.problem import Problem
-from lightning_vivit.side_by_side import side_by_side
+from lightning_vivit.side_by_side import _helpers, side_by_side
 from lightning_vivit.spectra import Spectra
 
 
@@ -72,6 +72,7 @@ def test_each_has_its_share_of_the_threads_and_nobody_else_loses_any(threads: in
     if not before:
         pytest.skip("this torch takes the system's OpenMP, which may be anything's")
     assert before == {threads}
+    _helpers.cache_clear()
     for _ in range(2):  # helpers that are new, helpers that are not
         shares = [future.result() for future in side_by_side([work] * 2)]
         assert shares == [({threads // 2}, threads // 2)] * 2

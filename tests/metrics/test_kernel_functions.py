@@ -16,6 +16,7 @@ from lightning_vivit.metrics.functional import (
     kernel_eigenvalues,
     trace_kernel,
 )
+from lightning_vivit.metrics.functional.kernel import _PIECE
 
 
 def jacobians(n: int = 5, c: int = 3, p: int = 7, seed: int = 0) -> torch.Tensor:
@@ -145,6 +146,17 @@ def test_distances():
     assert math.isnan(kernel_distance(first, 0 * first).item())
     other = full_kernel(jacobians(seed=1))
     assert torch.allclose(kernel_distance(kernel, other), kernel_distance(other, kernel))
+
+
+@pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 2, 1, 3)])
+def test_a_distance_is_the_cosine_of_all_pieces(layout: tuple[int, ...]):
+    size = (24, 24, 16, 16)  # more entries than one piece has
+    kernels = [torch.rand(size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    assert kernels[0].numel() > _PIECE
+    first, second = (kernel.permute(layout).contiguous().permute(layout) for kernel in kernels)
+    a, b = (kernel.double().flatten() for kernel in kernels)
+    expected = 1 - (a @ b) / (a.norm() * b.norm())
+    assert kernel_distance(first, second).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_tiny_and_huge_kernels_neither_vanish_nor_overflow():
