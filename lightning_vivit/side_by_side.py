@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -49,8 +50,12 @@ def _done(work: Callable[[], _T]) -> Future[_T]:
 
 @cache
 def _helpers(count: int, share: int) -> ThreadPoolExecutor:
+    """Threads that are all ready: a fork while one starts up could copy a lock that it holds."""
     name = "lightning_vivit"
-    return ThreadPoolExecutor(count, name, initializer=_hold, initargs=(share,))
+    pool = ThreadPoolExecutor(count, name, initializer=_hold, initargs=(share,))
+    meeting = Barrier(count, timeout=60)
+    wait([pool.submit(meeting.wait) for _ in range(count)])
+    return pool
 
 
 def _hold(threads: int) -> None:
