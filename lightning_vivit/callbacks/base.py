@@ -348,8 +348,7 @@ class Monitor(Callback):
         if step == self._step:  # a further batch of an accumulated step
             return False
         self._step = step
-        epoch = 0 if self.schedule.every_n_epochs is None else trainer.current_epoch
-        due = self.schedule.due(step, epoch, batch_idx == 0)
+        due = self._scheduled(trainer, step, batch_idx)
         if self.schedule.function is not None:
             due = bool(self._session.ranks.first(due))  # it may say something else on each rank
         return due and self._session.affords(self, self._step, self.max_overhead)
@@ -358,7 +357,11 @@ class Monitor(Callback):
         """Whether this monitor is to compute at the current step, as far as can be told early."""
         if self._stopped or self.schedule.function is not None:
             return False
-        return self.schedule.due(x_axis_step(trainer), trainer.current_epoch, batch_idx == 0)
+        return self._scheduled(trainer, x_axis_step(trainer), batch_idx)
+
+    def _scheduled(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
+        epoch = 0 if self.schedule.every_n_epochs is None else trainer.current_epoch
+        return self.schedule.due(step, epoch, batch_idx == 0)
 
     def _end_step(self, trainer: Trainer) -> None:
         """All monitors of the step have computed."""
