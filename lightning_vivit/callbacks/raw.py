@@ -159,7 +159,7 @@ class RawResults:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def _file(dump: Dump, result: MonitorResult, metadata: dict[str, Any]) -> bytes:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
 from lightning_vivit.metrics.base import MeanOfUpdates
-from lightning_vivit.metrics.functional.directions import (
-    gradient_share,
-    newton_steps,
-    signal_to_noise,
-)
+from lightning_vivit.metrics.functional.directions import direction_statistics
 
 
 class DirectionStatistics(MeanOfUpdates):
@@ -69,18 +63,8 @@ class DirectionStatistics(MeanOfUpdates):
             gradient_scale: Scale of the slopes if it is another, because slopes and curvatures are
                 of different samples.
         """
-        slope_scale = scale if gradient_scale is None else gradient_scale
-        steps = newton_steps(gammas, lambdas, scale, damping, gradient_scale)
-        share = gradient_share(gammas, slope_scale, gradient_norm_squared)
-        mean = double(gammas).mean(dim=0)
-        uphill = torch.where(mean < 0, -1.0, 1.0).to(mean)
         self._record(
-            {
-                "gradient_share": share,
-                "gamma_mean": mean.abs(),
-                "gamma_snr": signal_to_noise(gammas),
-                "lambda_mean": double(lambdas).mean(dim=0),
-                "lambda_snr": signal_to_noise(lambdas),
-                "newton_step": uphill * steps,
-            }
+            direction_statistics(
+                gammas, lambdas, scale, gradient_norm_squared, damping, gradient_scale
+            )
         )

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_vivit.double import double
 from lightning_vivit.metrics.base import MeanOfUpdates
-from lightning_vivit.metrics.functional.gradients import (
-    gradient_noise,
-    gradient_signal,
-    noise_over_signal,
-)
+from lightning_vivit.metrics.functional.gradients import gradient_statistics, noise_over_signal
 
 
 class GradientStatistics(MeanOfUpdates):
@@ -45,11 +40,9 @@ class GradientStatistics(MeanOfUpdates):
             sample_norms: [N] norms of the gradients of the samples' losses.
             mean_norm_squared: Squared norm of the mean of these gradients.
         """
-        noise = gradient_noise(sample_norms, mean_norm_squared)
-        signal = gradient_signal(sample_norms, mean_norm_squared)
-        norm = double(sample_norms).mean()
-        self._record({"sample_norm": norm, "noise": noise, "signal": signal})
-        self._forward_cache["noise_scale"] = noise_over_signal(noise, signal)
+        values = gradient_statistics(sample_norms, mean_norm_squared)
+        self._record({name: values[name] for name in self.required})
+        self._forward_cache = values
 
     def compute(self) -> dict[str, Tensor]:
         """Means over the updates since the last reset, and the noise scale of the means.

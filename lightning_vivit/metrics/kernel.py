@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
 from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
-from lightning_vivit.metrics.functional.checks import floats, refusal
-from lightning_vivit.metrics.functional.kernel import (
-    kernel_alignment,
-    kernel_distance,
-    kernel_eigenvalues,
-)
-from lightning_vivit.metrics.functional.spectrum import condition_number, effective_rank
+from lightning_vivit.metrics.functional.checks import refusal
+from lightning_vivit.metrics.functional.kernel import kernel_distances, kernel_statistics
 
 
 class KernelStatistics(MeanOfUpdates):
@@ -81,21 +74,15 @@ class KernelStatistics(MeanOfUpdates):
             eigenvalues: All eigenvalues of the kernel, ascending, [N] or [N*C], where they are
                 known; None computes them.
         """
-        if eigenvalues is None:
-            eigenvalues = kernel_eigenvalues(kernel)
-        else:
-            eigenvalues = _known(eigenvalues, kernel)
-        floor = min(eigenvalues.numel() * torch.finfo(kernel.dtype).eps, 0.5)
-        values = {
-            "trace": eigenvalues.sum(),
-            "top_eigenvalues": eigenvalues[-self.k :],
-            "condition_number": condition_number(eigenvalues, floor),
-            "effective_rank": effective_rank(eigenvalues),
-        }
-        if targets is not None:
-            values["alignment"] = kernel_alignment(
-                kernel, targets, self.num_classes, self.centered, self.ignore_index
-            )
+        values = kernel_statistics(
+            kernel,
+            targets,
+            eigenvalues,
+            self.k,
+            self.num_classes,
+            self.centered,
+            self.ignore_index,
+        )
         self._record(values)
 
 
@@ -142,13 +129,13 @@ class KernelDrift(ComparisonWithPast):
             kernel: [N, N] or [N, N, C, C], of the same shape in all updates.
         """
         known = self.previous.numel() > 0
-        from_first = kernel_distance(kernel, self.first if known else kernel)
-        device = self._settle(from_first)
+        distances = kernel_distances(kernel, [self.first, self.previous] if known else [kernel])
+        device = self._settle(distances)
+        self.distance_from_first = distances[0].to(device)
         if known:
-            self.distance_from_previous = kernel_distance(kernel, self.previous).to(device)
+            self.distance_from_previous = distances[1].to(device)
         else:
             self.first = kernel.clone()
-        self.distance_from_first = from_first.to(device)
         self.previous = kernel.clone()
         self._forward_cache = self._latest()
 
@@ -166,17 +153,3 @@ class KernelDrift(ComparisonWithPast):
             Name -> scalar.
         """
         return self._latest()
-
-
-def _known(eigenvalues: Tensor, kernel: Tensor) -> Tensor:
-    """Eigenvalues that were passed, in float64."""
-    floats("kernel", kernel, "[N, N] (trace) or [N, N, C, C] (full)", (2, 4))
-    found = double(floats("eigenvalues", eigenvalues, "[N] or [N*C]", (1,)))
-    size = kernel.shape[0] * (kernel.shape[2] if kernel.ndim == 4 else 1)
-    if len(found) != size or bool((found.diff() < 0).any()):
-        raise refusal(
-            f"{len(found)} eigenvalues of a kernel with {size} rows, or not in ascending order",
-            "all eigenvalues of the kernel, ascending",
-            "pass what kernel_eigenvalues returns, or None",
-        )
-    return found

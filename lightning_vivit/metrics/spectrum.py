@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
 from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
 from lightning_vivit.metrics.functional.spectrum import (
-    effective_rank,
-    flatten_directions,
-    overlap_of_rows,
-    stability_ratio,
+    direction_parts,
+    overlap_of_parts,
+    spectrum_statistics,
 )
 
 
@@ -53,13 +52,7 @@ class SpectrumStatistics(MeanOfUpdates):
             learning_rate: Learning rate of the step at which they were taken.
             momentum: Heavy-ball momentum of the optimizer.
         """
-        rank = effective_rank(eigenvalues)
-        spectrum = double(eigenvalues)
-        top = spectrum.max()
-        values = {"trace": spectrum.sum(), "effective_rank": rank, "top_eigenvalue": top}
-        if learning_rate is not None:
-            values["stability_ratio"] = stability_ratio(top, learning_rate, momentum)
-        self._record(values)
+        self._record(spectrum_statistics(eigenvalues, learning_rate, momentum))
 
 
 class SubspaceOverlap(ComparisonWithPast):
@@ -98,13 +91,13 @@ class SubspaceOverlap(ComparisonWithPast):
             directions: K orthonormal directions, [K, P] or name -> [K, *shape], over the same
                 parameters in all updates. K may change.
         """
-        current = flatten_directions(directions)
+        parts = direction_parts(directions)
         if self.previous.numel() > 0:
-            overlap = overlap_of_rows(current, self.previous)
+            overlap = overlap_of_parts(parts, [self.previous])
             self.overlap = overlap.to(self._settle(overlap))
         else:
-            self._settle(current)
-        self.previous = current.clone() if current is directions else current
+            self._settle(parts[0])
+        self.previous = torch.cat(parts, dim=1)
         self._forward_cache = self.overlap
 
     def compute(self) -> Tensor:

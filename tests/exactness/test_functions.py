@@ -131,9 +131,9 @@ def test_the_solved_matrix_leaves_out_what_the_loss_does_not_see(
     problem = Problem(found.model, function, found.inputs, targets, reduction="mean")
     solve = torch.linalg.eigvalsh
 
-    def noted(matrix: Tensor) -> Tensor:
+    def noted(matrix: Tensor, **options: str) -> Tensor:
         sizes.append(len(matrix))
-        return solve(matrix)
+        return solve(matrix, **options)
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", noted)
     result = evaluate(problem, kernel=kernel)

@@ -16,7 +16,7 @@ from lightning_vivit.metrics.functional import (
     kernel_eigenvalues,
     trace_kernel,
 )
-from lightning_vivit.metrics.functional.kernel import _PIECE
+from lightning_vivit.metrics.functional.kernel import _PIECE, kernel_distances
 
 
 def jacobians(n: int = 5, c: int = 3, p: int = 7, seed: int = 0) -> torch.Tensor:
@@ -157,6 +157,24 @@ def test_a_distance_is_the_cosine_of_all_pieces(layout: tuple[int, ...]):
     a, b = (kernel.double().flatten() for kernel in kernels)
     expected = 1 - (a @ b) / (a.norm() * b.norm())
     assert kernel_distance(first, second).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_distances_to_several_references_are_those_to_each():
+    kernel, first, second = (full_kernel(jacobians(seed=i)).float() for i in range(3))
+    found = kernel_distances(kernel, [first, second, 0 * first])
+    assert torch.equal(
+        found[:2], torch.stack([kernel_distance(kernel, o) for o in (first, second)])
+    )
+    assert math.isnan(found[2].item())
+    with pytest.raises(OptionError, match=r"\[3, 3\]"):
+        kernel_distances(kernel, [first, SQUARE])
+    for wrong in (math.nan, math.inf):
+        broken = second.clone()
+        broken[1, 0, 0, 0] = wrong
+        with pytest.raises(OptionError, match="reference kernel with 1 of"):
+            kernel_distances(kernel, [first, broken])
+        with pytest.raises(OptionError, match="Got kernel with 1 of"):
+            kernel_distances(broken, [first])
 
 
 def test_tiny_and_huge_kernels_neither_vanish_nor_overflow():

@@ -155,6 +155,20 @@ def test_condition_number_uses_the_precision_of_the_kernel():
     assert torch.allclose(found, exact[0] / exact[-1], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("cls", "function"),
+    [
+        (metrics.SpectrumStatistics, F.spectrum_statistics),
+        (metrics.DirectionStatistics, F.direction_statistics),
+        (metrics.KernelStatistics, F.kernel_statistics),
+        (metrics.GradientStatistics, F.gradient_statistics),
+    ],
+)
+def test_the_functions_give_what_a_first_call_gives(cls, function):
+    for arguments in UPDATES[cls]:
+        assert_same(cls()(*arguments), function(*arguments))
+
+
 def test_overlap_follows_the_previous_directions():
     metric = metrics.SubspaceOverlap()
     parts = [{"w": axes.reshape(2, 2, 2)} for axes in (AXES[:2], AXES[1:3], AXES[2:])]
@@ -164,6 +178,31 @@ def test_overlap_follows_the_previous_directions():
     assert metric.compute().item() == 0.5
     metric.reset()
     assert math.isnan(metric(parts[0]).item())
+
+
+def test_overlap_of_large_and_small_parameters_is_that_of_the_whole_vectors():
+    shapes = {"b": (3,), "w": (130, 140), "scale": (), "a": (7, 5), "v": (2, 9000), "empty": (0,)}
+    size = sum(math.prod(shape) for shape in shapes.values())
+    draw = torch.Generator().manual_seed(0)
+    rows = [torch.linalg.qr(torch.randn(size, 3, generator=draw)).Q.T for _ in range(3)]
+    counts = [math.prod(shapes[name]) for name in sorted(shapes)]
+    metric = metrics.SubspaceOverlap()
+    for i, matrix in enumerate(rows):
+        split = dict(zip(sorted(shapes), matrix.split(counts, dim=1), strict=True))
+        parts = {name: split[name].reshape(3, *shapes[name]) for name in shapes}
+        found = metric(parts)
+        assert torch.equal(metric.previous, matrix)  # in alphabetical order
+        if i > 0:
+            expected = (matrix.double() @ rows[i - 1].double().T).square().sum() / 3
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+    parts["w"] = parts["w"].clone()
+    parts["w"][0, 0, 0] = math.nan
+    with pytest.raises(OptionError, match="entries infinite or NaN"):
+        metric.update(parts)
+    parts["w"][0] = 1.0
+    with pytest.raises(OptionError, match="norms from"):
+        metric.update(parts)
+    assert torch.equal(metric.previous, rows[2])
 
 
 def test_memory_does_not_change_with_the_input():

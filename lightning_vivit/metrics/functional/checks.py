@@ -26,7 +26,9 @@ def refusal(got: str, supported: str, do: str) -> OptionError:
     return OptionError(f"Got {got}. Supported: {supported}. To do: {do}.")
 
 
-def floats(name: str, value: Tensor, shape: str, ndims: tuple[int, ...]) -> Tensor:
+def floats(
+    name: str, value: Tensor, shape: str, ndims: tuple[int, ...], finite: bool = True
+) -> Tensor:
     """Check that `value` is a finite floating-point tensor with entries.
 
     Args:
@@ -34,6 +36,7 @@ def floats(name: str, value: Tensor, shape: str, ndims: tuple[int, ...]) -> Tens
         value: The tensor.
         shape: The supported shapes, in words.
         ndims: The supported numbers of axes.
+        finite: False leaves out the check that reads the entries.
 
     Returns:
         The same tensor.
@@ -59,7 +62,7 @@ def floats(name: str, value: Tensor, shape: str, ndims: tuple[int, ...]) -> Tens
             f"the shape {shape}, with at least one entry",
             "pass the tensor in this shape",
         )
-    if not all_finite(value):
+    if finite and not all_finite(value):
         count = int((~torch.isfinite(value)).sum())
         raise refusal(
             f"{name} with {count} of {value.numel()} entries infinite or NaN",

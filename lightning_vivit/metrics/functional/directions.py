@@ -96,6 +96,44 @@ def newton_steps(
     return -slopes / (curvatures + each)
 
 
+def direction_statistics(
+    gammas: Tensor,
+    lambdas: Tensor,
+    scale: float | Tensor,
+    gradient_norm_squared: float | Tensor,
+    damping: float | Tensor = 0.0,
+    gradient_scale: float | Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The statistics of `DirectionStatistics`, each direction taken to point uphill.
+
+    Args:
+        gammas: [N, K] slopes of the samples.
+        lambdas: [N, K] curvatures of the samples; [N', K] with a `gradient_scale`.
+        scale: Loss = scale * sum of the samples' losses.
+        gradient_norm_squared: ||g||^2 of the gradient of the loss over the same parameters.
+        damping: Damping of the Newton steps, one number or [K].
+        gradient_scale: Scale of the slopes if it is another, because slopes and curvatures are
+            of different samples.
+
+    Returns:
+        Name -> `gradient_share` as a scalar, and [K] `gamma_mean`, `gamma_snr`, `lambda_mean`,
+        `lambda_snr` and `newton_step`.
+    """
+    slope_scale = scale if gradient_scale is None else gradient_scale
+    steps = newton_steps(gammas, lambdas, scale, damping, gradient_scale)
+    share = gradient_share(gammas, slope_scale, gradient_norm_squared)
+    mean = double(gammas).mean(dim=0)
+    uphill = torch.where(mean < 0, -1.0, 1.0).to(mean)
+    return {
+        "gradient_share": share,
+        "gamma_mean": mean.abs(),
+        "gamma_snr": signal_to_noise(gammas),
+        "lambda_mean": double(lambdas).mean(dim=0),
+        "lambda_snr": signal_to_noise(lambdas),
+        "newton_step": uphill * steps,
+    }
+
+
 def _sums(values: Tensor, name: str, scale: float | Tensor) -> Tensor:
     """Scaled sum over the samples of [N, K], as [K]."""
     total = double(floats(name, values, "[N, K]", (2,))).sum(dim=0)

@@ -68,6 +68,28 @@ def gradient_noise_scale(sample_norms: Tensor, mean_norm_squared: float | Tensor
     return noise_over_signal(noise, gradient_signal(sample_norms, mean_norm_squared))
 
 
+def gradient_statistics(
+    sample_norms: Tensor, mean_norm_squared: float | Tensor
+) -> dict[str, Tensor]:
+    """The statistics of `GradientStatistics`.
+
+    Args:
+        sample_norms: [N] norms of the gradients of the samples' losses.
+        mean_norm_squared: Squared norm of the mean of these gradients.
+
+    Returns:
+        Name -> scalar: `sample_norm`, `noise`, `signal` and `noise_scale`.
+    """
+    noise = gradient_noise(sample_norms, mean_norm_squared)
+    signal = gradient_signal(sample_norms, mean_norm_squared)
+    return {
+        "sample_norm": double(sample_norms).mean(),
+        "noise": noise,
+        "signal": signal,
+        "noise_scale": noise_over_signal(noise, signal),
+    }
+
+
 def noise_over_signal(noise: Tensor, signal: Tensor) -> Tensor:
     """Their quotient, infinite without a positive signal and NaN without either.
 

@@ -7,17 +7,20 @@ computed in float64 but for the spectra of large kernels in float32, which are k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lightning_vivit.double import double
 from lightning_vivit.metrics.functional.checks import floats, refusal
+from lightning_vivit.metrics.functional.spectrum import condition_number, effective_rank
 from lightning_vivit.spectrum import in_single_precision, symmetric_eigenvalues
 
 _FULL = "[N, N, C, C]"
 _ANY = "[N, N] (trace) or [N, N, C, C] (full)"
 _ASYMMETRY = 1e-2  # of the largest entry; kernels computed in reduced precision stay below
-_PIECE = 1 << 17  # entries that are converted at once; they stay in a cache
+_PIECE = 1 << 16  # entries that are converted at once; they stay in a cache
 _ROUNDING = 1e-13  # of the norm of a kernel in float64; what is smaller after centring is zero
 
 
@@ -50,11 +53,7 @@ def flatten_kernel(kernel: Tensor) -> Tensor:
     Returns:
         [N*C, M*D] in the dtype of the kernel, with row index n * C + c.
     """
-    floats("kernel", kernel, "[N, M, C, D] or [N, M]", (2, 4))
-    if kernel.ndim == 2:
-        return kernel
-    rows, columns, outputs, others = kernel.shape
-    return kernel.permute(0, 2, 1, 3).reshape(rows * outputs, columns * others)
+    return _matrix(floats("kernel", kernel, "[N, M, C, D] or [N, M]", (2, 4)))
 
 
 def kernel_eigenvalues(kernel: Tensor) -> Tensor:
@@ -166,18 +165,87 @@ def kernel_distance(kernel: Tensor, reference: Tensor) -> Tensor:
         A scalar: 0 for a multiple of the reference, not above 1 for two positive semi-definite
         kernels, NaN if one of them is zero.
     """
-    floats("kernel", kernel, _ANY, (2, 4))
-    floats("reference kernel", reference, _ANY, (2, 4))
-    if kernel.shape != reference.shape:
+    return kernel_distances(kernel, [reference])[0]
+
+
+def kernel_distances(kernel: Tensor, references: Sequence[Tensor]) -> Tensor:
+    """`kernel_distance` to each of several references, [R], which reads the kernel once."""
+    floats("kernel", kernel, _ANY, (2, 4), finite=False)
+    for reference in references:
+        floats("reference kernel", reference, _ANY, (2, 4), finite=False)
+        if kernel.shape != reference.shape:
+            raise refusal(
+                f"kernels of shapes {list(kernel.shape)} and {list(reference.shape)}",
+                "two kernels of the same shape",
+                "compute both on the same probe batch, both full or both trace kernels",
+            )
+    own, cross, others = _inner_products(kernel, [each.to(kernel.device) for each in references])
+    if not bool(torch.isfinite(own + others).all()):  # an entry is not finite, or very large
+        floats("kernel", kernel, _ANY, (2, 4))
+        for reference in references:
+            floats("reference kernel", reference, _ANY, (2, 4))
+    distances = (1.0 - cross / (own.sqrt() * others.sqrt())).clamp_min(0.0)
+    return torch.where((own > 0) & (others > 0), distances, torch.nan)
+
+
+def kernel_statistics(
+    kernel: Tensor,
+    targets: Tensor | None = None,
+    eigenvalues: Tensor | None = None,
+    k: int = 10,
+    num_classes: int | None = None,
+    centered: bool = True,
+    ignore_index: int = -100,
+) -> dict[str, Tensor]:
+    """The statistics of `KernelStatistics`.
+
+    Args:
+        kernel: [N, N] or [N, N, C, C].
+        targets: The targets of the batch, class indices or values, [N] or [N, ...].
+        eigenvalues: All eigenvalues of the kernel, ascending, [N] or [N*C], where they are known;
+            None computes them.
+        k: Number of leading eigenvalues that are returned.
+        num_classes: Number of classes, to check class indices against.
+        centered: Whether kernels are centred for the alignment.
+        ignore_index: Class index of positions without a label.
+
+    Returns:
+        Name -> scalar: `trace`, `condition_number`, `effective_rank`, and `alignment` if targets
+        were given; `top_eigenvalues` is [k], ascending, or shorter if the kernel has fewer.
+    """
+    eigenvalues = kernel_eigenvalues(kernel) if eigenvalues is None else _known(eigenvalues, kernel)
+    floor = min(eigenvalues.numel() * torch.finfo(kernel.dtype).eps, 0.5)
+    values = {
+        "trace": eigenvalues.sum(),
+        "top_eigenvalues": eigenvalues[-k:],
+        "condition_number": condition_number(eigenvalues, floor),
+        "effective_rank": effective_rank(eigenvalues),
+    }
+    if targets is not None:
+        values["alignment"] = kernel_alignment(kernel, targets, num_classes, centered, ignore_index)
+    return values
+
+
+def _known(eigenvalues: Tensor, kernel: Tensor) -> Tensor:
+    """Eigenvalues that were passed, in float64."""
+    floats("kernel", kernel, "[N, N] (trace) or [N, N, C, C] (full)", (2, 4))
+    found = double(floats("eigenvalues", eigenvalues, "[N] or [N*C]", (1,)))
+    size = kernel.shape[0] * (kernel.shape[2] if kernel.ndim == 4 else 1)
+    if len(found) != size or bool((found.diff() < 0).any()):
         raise refusal(
-            f"kernels of shapes {list(kernel.shape)} and {list(reference.shape)}",
-            "two kernels of the same shape",
-            "compute both on the same probe batch, both full or both trace kernels",
+            f"{len(found)} eigenvalues of a kernel with {size} rows, or not in ascending order",
+            "all eigenvalues of the kernel, ascending",
+            "pass what kernel_eigenvalues returns, or None",
         )
-    own, cross, others = _inner_products(kernel, reference.to(kernel.device))
-    if float(own) == 0.0 or float(others) == 0.0:
-        return torch.full_like(cross, torch.nan)
-    return (1.0 - cross / (own.sqrt() * others.sqrt())).clamp_min(0.0)
+    return found
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """`flatten_kernel` of a kernel that was checked."""
+    if kernel.ndim == 2:
+        return kernel
+    rows, columns, outputs, others = kernel.shape
+    return kernel.permute(0, 2, 1, 3).reshape(rows * outputs, columns * others)
 
 
 def _check_classes(classes: Tensor, num_classes: int | None, ignore_index: int) -> None:
@@ -226,18 +294,19 @@ def _centered(kernel: Tensor) -> Tensor:
     return torch.where(torch.linalg.vector_norm(centered) > rounding, centered, 0.0)
 
 
-def _inner_products(first: Tensor, second: Tensor) -> Tensor:
-    """<A, A>, <A, B> and <B, B> in float64, [3], with no copies of A and B in float64."""
-    total = double(first.new_zeros(3))
-    matrices = (
-        flatten_kernel(first),
-        flatten_kernel(second),
-    )  # views of kernels as they are computed
-    pieces = [matrix.reshape(-1).split(_PIECE) for matrix in matrices]
-    for one, other in zip(*pieces, strict=True):
-        a, b = double(one), double(other)
-        total += torch.stack([a.dot(a), a.dot(b), b.dot(b)])
-    return total
+def _inner_products(kernel: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """<A, A> as a scalar, and <A, B> and <B, B> of R references [R]; no whole copies in float64."""
+    matrices = [_matrix(each) for each in (kernel, *references)]  # views of kernels as computed
+    pieces = zip(*(matrix.reshape(-1).split(_PIECE) for matrix in matrices), strict=True)
+    found = []
+    for piece in pieces:
+        a, *others = [double(each) for each in piece]
+        found.append(
+            torch.stack([a.dot(a), *(a.dot(b) for b in others), *(b.dot(b) for b in others)])
+        )
+    total = torch.stack(found).sum(dim=0)
+    count = len(references)
+    return total[0], total[1 : 1 + count], total[1 + count :]
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:

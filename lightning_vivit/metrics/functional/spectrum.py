@@ -6,7 +6,8 @@ the inner products of directions in float32, which are known no better.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from lightning_vivit.double import double
 from lightning_vivit.metrics.functional.checks import floats, number, refusal
 
 _UNIT_TOLERANCE = 0.1  # directions are unit vectors up to rounding; coarser means another object
+_DIRECTIONS = "[K, P] or name -> [K, *shape]"
+_SMALL = 1 << 14  # entries of a parameter below which a copy is cheaper than a product of its own
 _CHUNK = 1024  # entries of two directions that are multiplied in their own precision
 
 
@@ -105,48 +108,88 @@ def condition_number(eigenvalues: Tensor, floor: float | None = None) -> Tensor:
     return largest / values[values > relative * largest].min()
 
 
-def flatten_directions(directions: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Directions as one matrix.
+def spectrum_statistics(
+    eigenvalues: Tensor,
+    learning_rate: float | Tensor | None = None,
+    momentum: float | Tensor = 0.0,
+) -> dict[str, Tensor]:
+    """The statistics of `SpectrumStatistics`.
+
+    Args:
+        eigenvalues: [K] all eigenvalues that are not zero, in any order.
+        learning_rate: Learning rate of the step at which they were taken.
+        momentum: Heavy-ball momentum of the optimizer.
+
+    Returns:
+        Name -> scalar: `trace`, `effective_rank`, `top_eigenvalue`, and `stability_ratio` if a
+        learning rate was given.
+    """
+    rank = effective_rank(eigenvalues)
+    spectrum = double(eigenvalues)
+    top = spectrum.max()
+    values = {"trace": spectrum.sum(), "effective_rank": rank, "top_eigenvalue": top}
+    if learning_rate is not None:
+        values["stability_ratio"] = stability_ratio(top, learning_rate, momentum)
+    return values
+
+
+def direction_parts(directions: Tensor | Mapping[str, Tensor]) -> list[Tensor]:
+    """Directions as matrices side by side, checked.
 
     Args:
         directions: [K, P] unit vectors, or a dictionary from parameter name to [K, *shape] whose
-            parts together are unit vectors. The parts are laid out in alphabetical order.
+            parts together are unit vectors.
 
     Returns:
-        [K, P] in the dtype that the parts promote to.
+        [K, P_i], in alphabetical order of the names: large parameters as they are, without a
+        copy where they allow it, and small neighbours in one matrix.
     """
-    do = "pass the leading eigenvectors as ggn_eigenpairs returns them"
     if isinstance(directions, Mapping):
-        if not directions:
-            raise refusal("a dictionary of directions without entries", "name -> [K, *shape]", do)
-        names = sorted(directions)
-        counts = {}
-        for name in names:
-            part = directions[name]
-            if not isinstance(part, Tensor) or part.ndim == 0:
-                raise refusal(f"no [K, *shape] tensor for {name!r}", "name -> [K, *shape]", do)
-            counts[name] = part.shape[0]
-        if len(set(counts.values())) > 1:
-            raise refusal(
-                f"different numbers of directions per parameter, {counts}",
-                "the same K for all parameters",
-                do,
-            )
-        directions = torch.cat(
-            [directions[name].reshape(len(directions[name]), -1) for name in names], dim=1
-        )
-    matrix = floats("directions", directions, "[K, P] or name -> [K, *shape]", (2,))
-    norms = torch.linalg.vector_norm(
-        matrix, dim=1, dtype=torch.promote_types(matrix.dtype, torch.float32)
-    )
-    worst = float((norms - 1.0).abs().max())
-    if worst > _UNIT_TOLERANCE:
+        parts = _named_parts(directions)
+    else:
+        parts = [floats("directions", directions, _DIRECTIONS, (2,), finite=False)]
+    norms = [
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.promote_types(part.dtype, torch.float32))
+        for part in parts
+    ]
+    norm = torch.linalg.vector_norm(torch.stack([double(each) for each in norms]), dim=0)
+    if not float((norm - 1.0).abs().max()) <= _UNIT_TOLERANCE:
+        for part in parts:
+            floats("directions", part, _DIRECTIONS, (2,))
         raise refusal(
-            f"directions with norms from {float(norms.min()):g} to {float(norms.max()):g}",
+            f"directions with norms from {float(norm.min()):g} to {float(norm.max()):g}",
             "orthonormal directions, one per row",
             "orthonormalise them, or pass eigenvectors",
         )
-    return matrix
+    return parts
+
+
+def _named_parts(directions: Mapping[str, Tensor]) -> list[Tensor]:
+    """[K, P_i] of a dictionary with the same K everywhere."""
+    do = "pass the leading eigenvectors as ggn_eigenpairs returns them"
+    counts = {}
+    for name, part in directions.items():
+        if not isinstance(part, Tensor) or part.ndim == 0:
+            raise refusal(f"no [K, *shape] tensor for {name!r}", "name -> [K, *shape]", do)
+        counts[name] = part.shape[0]
+    if len(set(counts.values())) > 1:
+        raise refusal(
+            f"different numbers of directions per parameter, {counts}",
+            "the same K for all parameters",
+            do,
+        )
+    matrices = [
+        part.flatten(1) if part.ndim > 1 else part.unsqueeze(1)
+        for _, part in sorted(directions.items())
+        if part.numel() > 0
+    ]
+    if not matrices:
+        raise refusal("a dictionary of directions without entries", "name -> [K, *shape]", do)
+    parts = []
+    for small, run in groupby(matrices, lambda matrix: matrix.shape[1] < _SMALL):
+        several = [floats("directions", part, _DIRECTIONS, (2,), finite=False) for part in run]
+        parts += [torch.cat(several, dim=1)] if small else several
+    return parts
 
 
 def subspace_overlap(
@@ -186,20 +229,28 @@ def subspace_overlap(
                 "directions over the same parameters",
                 "compare directions of one parameter group of one model",
             )
-    return overlap_of_rows(flatten_directions(first), flatten_directions(second))
+    return overlap_of_parts(direction_parts(first), direction_parts(second))
 
 
-def overlap_of_rows(first: Tensor, second: Tensor) -> Tensor:
-    """`subspace_overlap` of two matrices [K, P] and [K', P] that are known to be orthonormal."""
-    if first.shape[1] != second.shape[1]:
+def overlap_of_parts(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """`subspace_overlap` of [K, P_i] and [K', P_i] of `direction_parts`."""
+    sizes = [sum(part.shape[1] for part in side) for side in (first, second)]
+    if sizes[0] != sizes[1]:
         raise refusal(
-            f"directions with {first.shape[1]} and {second.shape[1]} entries",
+            f"directions with {sizes[0]} and {sizes[1]} entries",
             "directions over the same parameters",
             "compare directions of one parameter group of one model",
         )
-    second = second.to(first.device)
-    inner = _inner_products(first, second)
-    return inner.square().sum() / min(first.shape[0], second.shape[0])
+    pairs = zip(first, _as_divided(second, first), strict=True)
+    inner = torch.stack([_inner_products(a, b.to(a.device)) for a, b in pairs]).sum(dim=0)
+    return inner.square().sum() / min(first[0].shape[0], second[0].shape[0])
+
+
+def _as_divided(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One matrix divided into the parts of another one; several parts as they are."""
+    if len(parts) > 1:
+        return parts
+    return parts[0].split([part.shape[1] for part in like], dim=1)
 
 
 def _inner_products(first: Tensor, second: Tensor) -> Tensor:
