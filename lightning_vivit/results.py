@@ -21,7 +21,7 @@ from lightning_vivit.losses import SampleLayout, SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
 from lightning_vivit.row_sums import RowSums
-from lightning_vivit.spectra import Spectra, SpectrumKind
+from lightning_vivit.spectra import Solver, Spectra, SpectrumKind
 from lightning_vivit.spectrum import (
     gram_eigenpairs,
     gram_eigenvalues,
@@ -31,6 +31,7 @@ from lightning_vivit.spectrum import (
 
 _T = TypeVar("_T")
 
+_SIDE_ROWS = 4096  # of matrices that are solved at the same time, each with copies of its own
 _NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
 
 
@@ -84,6 +85,7 @@ class Evaluation:
         self._rows = RowSums(recording, layout, factors, basis, whole)
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._spectra = Spectra()
+        self._expected_k = 0  # leading eigenpairs that will be asked for
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
         self.groups = {name: block.names for name, block in blocks.items()}
         self.num_samples = layout.num_samples
@@ -165,18 +167,23 @@ class Evaluation:
             OptionError: Unknown group, or this evaluation has no NTK (see `ntk`).
             ProblemError: The kernel is not finite.
         """
-        return self._spectrum(group, "ntk")
+        return self._spectrum(group, "ntk")[0]
 
-    def expect_spectra(self, kinds: Iterable[SpectrumKind]) -> None:
-        """Say which full spectra will be asked for, to have them solved at the same time.
+    def expect_spectra(self, kinds: Iterable[SpectrumKind], k: int = 0) -> None:
+        """Say which spectra will be asked for, to have them solved at the same time.
 
         Args:
-            kinds: ``ggn`` for `eigenvalues`, ``ntk`` for `ntk_eigenvalues`. The first one that is
+            kinds: ``ggn`` for `eigenvalues`, ``ntk`` for `ntk_eigenvalues`, ``ggn_pairs`` for the
+                k leading eigenpairs of `directions` and `eigenvectors`. The first one that is
                 asked for brings the others of its group along, each on its share of the CPU's
-                threads. Without an effect on other devices, and where ranks share their work.
+                threads. Without an effect on other devices, where ranks share their work, and
+                where the matrices have more than 4096 rows: each solver copies its own.
+            k: How many eigenpairs.
         """
-        if self._whole is None and self._live_outputs.device.type == "cpu":
+        rows = self.num_samples * self.outputs.shape[1]
+        if self._whole is None and self.outputs.device.type == "cpu" and rows <= _SIDE_ROWS:
             self._spectra.expected = frozenset(kinds)
+            self._expected_k = k if "ggn_pairs" in self._spectra.expected else 0
 
     def eigenvalues(
         self,
@@ -205,7 +212,7 @@ class Evaluation:
             if kept is not None and kept[0].numel() == kept[1].shape[0]:
                 self._values[key] = kept[0]
             elif samples is None:
-                self._values[key] = self._spectrum(group, "ggn")
+                (self._values[key],) = self._spectrum(group, "ggn")
             else:
                 self._values[key] = self._gram_eigenvalues(group, samples)
         values = self._values[key]
@@ -236,15 +243,19 @@ class Evaluation:
             OptionError: k is out of range.
         """
         weighted, gradient_scale = self._weighted(group)
-        ggn = self._indices(ggn_samples)
-        grad = self._indices(grad_samples)
+        ggn, grad = self._indices(ggn_samples), self._indices(grad_samples)
         available = len(ggn) * (weighted.shape[1] - 1)
         beyond = 0  # directions that the loss does not see
         if k is not None and available < k <= self.num_directions:
             k, beyond = available, k - available
         values, vectors = self._eigenpairs(group, k, ggn_samples)
         scale = self._subset_scale(len(ggn))
-        cross = weighted[ggn][:, :-1][:, :, grad, -1].reshape(-1, len(grad)) * scale**0.5
+        slopes = weighted[:, :-1, :, -1]  # [N, M, N]
+        if ggn_samples is not None:
+            slopes = slopes[ggn]
+        if grad_samples is not None:
+            slopes = slopes[:, :, grad]
+        cross = slopes.reshape(-1, len(grad)) * scale**0.5
         found = directions_from_gram(
             values,
             vectors,
@@ -400,17 +411,18 @@ class Evaluation:
             weighted = weighted[kept][:, :, kept]
         part = weighted[:, :-1, :, :-1]
         size = part.shape[0] * part.shape[1]
-        return part.reshape(size, size) * self._subset_scale(len(kept))
+        return (part * self._subset_scale(len(kept))).reshape(size, size)
 
     def _gram_eigenvalues(self, group: str, samples: Sequence[int] | None) -> Tensor:
         dtype = self._live_outputs.dtype
         return self._solved(lambda: gram_eigenvalues(self._gram(group, samples), dtype))
 
-    def _spectrum(self, group: str, kind: SpectrumKind) -> Tensor:
-        """All eigenvalues of a group's Gram matrix of all samples, or of its NTK."""
-        solvers: dict[SpectrumKind, Callable[[], Tensor]] = {
-            "ggn": lambda: self._gram_eigenvalues(group, None),
-            "ntk": lambda: ntk_eigenvalues(self.ntk(group).permute(0, 2, 1, 3)),
+    def _spectrum(self, group: str, kind: SpectrumKind) -> tuple[Tensor, ...]:
+        """Spectrum of a group's Gram matrix of all samples, or of its NTK."""
+        solvers: dict[SpectrumKind, Solver] = {
+            "ntk": lambda: (ntk_eigenvalues(self.ntk(group).permute(0, 2, 1, 3)),),
+            "ggn": lambda: (self._gram_eigenvalues(group, None),),
+            "ggn_pairs": lambda: self._gram_eigenpairs(group, self._expected(group), None),
         }
         return self._spectra.get(group, kind, solvers)
 
@@ -420,11 +432,24 @@ class Evaluation:
         key = (group, _key(samples))
         kept = self._pairs.get(key)
         if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            dtype = self._live_outputs.dtype
-            kept = self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k, dtype))
-            self._pairs[key] = kept
+            if samples is None and k is not None and 1 <= k <= self._expected(group):
+                values, vectors = self._spectrum(group, "ggn_pairs")
+            else:
+                values, vectors = self._gram_eigenpairs(group, k, samples)
+            kept = self._pairs[key] = values, vectors
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
+
+    def _expected(self, group: str) -> int:
+        """How many eigenpairs of all samples will be asked for; none beyond what the loss sees."""
+        columns = self._weighted(group)[0].shape[1] - 1
+        return min(self._expected_k, self.num_samples * columns)
+
+    def _gram_eigenpairs(
+        self, group: str, k: int | None, samples: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        dtype = self._live_outputs.dtype
+        return self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k, dtype))
 
     def _solved(self, solve: Callable[[], _T]) -> _T:
         """The result of an eigensolver, the same one on all ranks."""

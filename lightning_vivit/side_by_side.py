@@ -21,19 +21,20 @@ _T = TypeVar("_T")
 
 
 def side_by_side(works: Sequence[Callable[[], _T]]) -> list[Future[_T]]:
-    """Run functions at the same time, or one after the other where there are too few threads.
+    """Run functions at the same time, as many as there are threads; with one thread, in turn.
 
     Args:
-        works: Functions that compute with torch on the CPU. They run on other threads than the
-            caller's, whose own number of threads is left alone.
+        works: Functions that compute with torch on the CPU, the longest first. They run on other
+            threads than the caller's, whose own number of threads is left alone.
 
     Returns:
         Their results, all there: `Future.result` returns, or raises what the function raised.
     """
-    share = torch.get_num_threads() // max(1, len(works))
-    if len(works) < 2 or share < 1:
+    threads = torch.get_num_threads()
+    count = min(threads, len(works))
+    if count < 2:
         return [_done(work) for work in works]
-    helpers = _helpers(len(works), share)
+    helpers = _helpers(count, threads // count)
     futures = [helpers.submit(work) for work in works]
     wait(futures)  # what the caller computed meanwhile would slow all of them down
     return futures

@@ -1,4 +1,4 @@
-"""The full spectra of one evaluation: each solved once, several of a group at the same time."""
+"""The spectra of one evaluation: each solved once, several of a group at the same time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_vivit.side_by_side import side_by_side
 
-SpectrumKind: TypeAlias = Literal["ggn", "ntk"]
+SpectrumKind: TypeAlias = Literal["ntk", "ggn", "ggn_pairs"]
+Solver: TypeAlias = Callable[[], tuple[Tensor, ...]]
 
 
 class Spectra:
-    """Eigenvalues by group and kind.
+    """Eigenvalues, or eigenvalues and eigenvectors, by group and kind.
 
     Attributes:
         expected: Kinds that will be asked for of every group.
@@ -23,17 +24,17 @@ class Spectra:
     def __init__(self) -> None:
         """Start with none."""
         self.expected: frozenset[SpectrumKind] = frozenset()
-        self._found: dict[tuple[str, SpectrumKind], Future[Tensor]] = {}
+        self._found: dict[tuple[str, SpectrumKind], Future[tuple[Tensor, ...]]] = {}
 
     def get(
-        self, group: str, kind: SpectrumKind, solvers: Mapping[SpectrumKind, Callable[[], Tensor]]
-    ) -> Tensor:
-        """The eigenvalues of one kind; what else is expected of the group is solved beside it.
+        self, group: str, kind: SpectrumKind, solvers: Mapping[SpectrumKind, Solver]
+    ) -> tuple[Tensor, ...]:
+        """What one kind asks for; what else is expected of the group is solved beside it.
 
         Args:
             group: Parameter group.
             kind: What is wanted now.
-            solvers: How to solve each kind for this group.
+            solvers: How to solve each kind for this group, the longest first.
 
         Returns:
             What the solver returns.
@@ -51,6 +52,6 @@ class Spectra:
             solved = side_by_side([solvers[each] for each in wanted])
             self._found.update({(group, each): f for each, f in zip(wanted, solved, strict=True)})
         found = self._found.pop((group, kind))
-        eigenvalues = found.result()
+        result = found.result()
         self._found[group, kind] = found
-        return eigenvalues
+        return result

@@ -111,7 +111,7 @@ class Monitor(Callback):
     panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
-    spectrum: SpectrumKind | None = None  # of which `measure` asks for all eigenvalues
+    spectra: tuple[SpectrumKind, ...] = ()  # for which `measure` asks
     method = "auto"
     matrix = "ggn"
     tol = 1e-2  # of matrix-free eigenpairs
@@ -403,8 +403,9 @@ class Monitor(Callback):
             )
             if isinstance(evaluation, Evaluation):
                 sharers = [m for m in _monitors(trainer) if m._request().key == request.key]
-                spectra = {m.spectrum for m in sharers if m._will_look(trainer, batch_idx)}
-                evaluation.expect_spectra(kind for kind in spectra if kind is not None)
+                due = [m for m in sharers if m is self or m._will_look(trainer, batch_idx)]
+                kinds = {kind for monitor in due for kind in monitor.spectra}
+                evaluation.expect_spectra(kinds, max(m.k for m in due))
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
             report = self._report(evaluation)

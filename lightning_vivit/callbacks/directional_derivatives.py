@@ -14,7 +14,7 @@ from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.figures import draw_directions
 from lightning_vivit.groups import layers_of
 from lightning_vivit.loggers import Findings, Panel
-from lightning_vivit.metrics import DirectionStatistics, GradientStatistics
+from lightning_vivit.metrics.functional import direction_statistics, gradient_statistics
 
 
 class DirectionalDerivativesMonitor(Monitor):
@@ -67,6 +67,7 @@ class DirectionalDerivativesMonitor(Monitor):
     """
 
     section = "directions"
+    spectra = ("ggn_pairs",)
     panels: tuple[Panel, ...] = (
         Panel("Directions", "Signal to noise of the slopes, per sample", ("gamma_snr_i",)),
         Panel("Directions", "Signal to noise of the curvatures, per sample", ("lambda_snr_i",)),
@@ -123,7 +124,7 @@ class DirectionalDerivativesMonitor(Monitor):
                 "is determined. Look for saturated outputs or unused parameters."
             )
         gammas, lambdas = found.gammas[:, leading], found.lambdas[:, leading]
-        values = DirectionStatistics()(
+        values = direction_statistics(
             gammas,
             lambdas,
             found.scale,
@@ -155,7 +156,7 @@ def _gradient_statistics(evaluation: Found, group: str) -> dict[str, float | Ten
     squared = evaluation.gradient_norm_squared(group)
     assert evaluation.scale is not None  # there are directions, so there is a loss
     mean_squared = squared / (evaluation.scale * evaluation.num_samples) ** 2
-    found = GradientStatistics()(evaluation.gradient_norms(group), mean_squared)
+    found = gradient_statistics(evaluation.gradient_norms(group), mean_squared)
     scalars: dict[str, float | Tensor] = {
         "gradient_norm": squared.sqrt(),
         "sample_gradient_norm": found["sample_norm"],

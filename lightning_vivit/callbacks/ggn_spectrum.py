@@ -17,8 +17,8 @@ from lightning_vivit.callbacks.session import Found
 from lightning_vivit.evaluation import MatrixFreeEvaluation
 from lightning_vivit.figures import History, draw_layers, draw_spectra
 from lightning_vivit.loggers import Chart, Draw, Findings, Panel
-from lightning_vivit.metrics import SpectrumStatistics, SubspaceOverlap
-from lightning_vivit.metrics.functional import stability_ratio
+from lightning_vivit.metrics.functional import spectrum_statistics, stability_ratio
+from lightning_vivit.metrics.functional.spectrum import direction_parts, overlap_of_parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,6 @@ class GGNSpectrumMonitor(Monitor):
     """
 
     section = "ggn"
-    spectrum = "ggn"
 
     def __init__(
         self,
@@ -115,8 +114,9 @@ class GGNSpectrumMonitor(Monitor):
             self.section = "hessian"
         self._title = f"{'GGN' if matrix == 'ggn' else 'Hessian'} eigenvalues"
         self.overlap = overlap
+        self.spectra = ("ggn", "ggn_pairs") if overlap else ("ggn",)
         self.parameter_vectors = 2 * k if overlap else 0  # now and at the previous step
-        self._subspaces: dict[str, SubspaceOverlap] = {}
+        self._subspaces: dict[str, list[Tensor]] = {}  # parts of the previous one
         self._rates: dict[str, tuple[float, float] | None] = {}
 
     def options(self) -> dict[str, object]:
@@ -160,7 +160,7 @@ class GGNSpectrumMonitor(Monitor):
         top = eigenvalues.flip(0)[:k]
         rate = self._rates.get(group)
         learning_rate, momentum = (None, 0.0) if rate is None else rate
-        found = SpectrumStatistics()(eigenvalues, learning_rate, momentum)
+        found = spectrum_statistics(eigenvalues, learning_rate, momentum)
         scalars = {f"eigenvalue_{i}": value for i, value in enumerate(top, start=1)}
         scalars |= {"trace": found["trace"], "effective_rank": found["effective_rank"]}
         limits = {}
@@ -220,22 +220,25 @@ class GGNSpectrumMonitor(Monitor):
         )
 
     def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
-        vectors = evaluation.eigenvectors(group, k)
-        metric = self._subspaces.setdefault(group, SubspaceOverlap())
-        known = metric.previous.numel() > 0
-        size = sum(part[0].numel() for part in vectors.values())
-        if known and metric.previous.shape[1] != size:  # parameters were frozen or added
-            metric.reset()
-            known = False
-        overlap = metric(vectors)
-        return {"subspace_overlap": overlap} if known else {}
+        parts = direction_parts(evaluation.eigenvectors(group, k))
+        past = self._subspaces.get(group)
+        self._subspaces[group] = parts  # nobody else has them, so they are not copied
+        widths = _widths(parts)
+        if past is None or _widths(past) not in (widths, [sum(widths)]):  # other parameters
+            return {}
+        return {"subspace_overlap": overlap_of_parts(parts, past)}
 
     def references(self) -> dict[str, dict[str, Tensor]]:
         """The previous top subspaces."""
-        return {group: {"previous": m.previous} for group, m in self._subspaces.items()}
+        return {
+            group: {"previous": torch.cat(parts, dim=1)} for group, parts in self._subspaces.items()
+        }
 
     def set_references(self, references: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take the previous top subspaces from a checkpoint."""
         for group, tensors in references.items():
-            self._subspaces[group] = SubspaceOverlap()
-            self._subspaces[group].previous = tensors["previous"]
+            self._subspaces[group] = [tensors["previous"]]  # undivided
+
+
+def _widths(parts: list[Tensor]) -> list[int]:
+    return [part.shape[1] for part in parts]

@@ -14,8 +14,8 @@ from lightning_vivit.callbacks.session import Found, Request
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.loggers import Findings, Panel
-from lightning_vivit.metrics import KernelDrift, KernelStatistics
-from lightning_vivit.metrics.functional import trace_kernel
+from lightning_vivit.metrics import KernelDrift
+from lightning_vivit.metrics.functional import kernel_statistics, trace_kernel
 from lightning_vivit.output_evaluation import OutputEvaluation
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.spectrum import numerical_floor
@@ -95,7 +95,7 @@ class NTKMonitor(Monitor):
         alone = outputs is not None or mode in ("pseudo", "projected")
         self._wanted = wanted if alone else None
         self.needs_kernel = not alone
-        self.spectrum = None if alone or mode != "full" else "ntk"
+        self.spectra = () if alone or mode != "full" else ("ntk",)
         self._drifts: dict[str, KernelDrift] = {}
 
     def options(self) -> dict[str, object]:
@@ -116,11 +116,13 @@ class NTKMonitor(Monitor):
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)
         k = self.limit_k(size)
-        metric = KernelStatistics(k=size, ignore_index=evaluation.ignore_index)
         known = None
-        if self.spectrum is not None and isinstance(evaluation, Evaluation):
+        if self.spectra and isinstance(evaluation, Evaluation):
             known = evaluation.ntk_eigenvalues(group)
-        found = metric(kernel, evaluation.sample_targets(), known)
+        targets = evaluation.sample_targets()
+        found = kernel_statistics(
+            kernel, targets, known, k=size, ignore_index=evaluation.ignore_index
+        )
         eigenvalues = found["top_eigenvalues"]  # all of them
         scalars: dict[str, float | Tensor] = {"trace": found["trace"]}
         scalars |= {f"eigenvalue_{i}": value for i, value in enumerate(eigenvalues.flip(0)[:k], 1)}
@@ -137,7 +139,7 @@ class NTKMonitor(Monitor):
         histograms = {"eigenvalues_log10": eigenvalues[eigenvalues > floor].log10()}
         history = self._histories.setdefault(group, History())
         history.add(self._step, eigenvalues)
-        targets, title = evaluation.sample_targets(), f"NTK at step {self._step}"
+        title = f"NTK at step {self._step}"
         return Findings(
             scalars,
             histograms,
@@ -149,7 +151,9 @@ class NTKMonitor(Monitor):
         )
 
     def _compare(self, kernel: Tensor, group: str) -> dict[str, Tensor]:
-        metric = self._drifts.setdefault(group, KernelDrift())
+        if group not in self._drifts:
+            self._drifts[group] = KernelDrift()
+        metric = self._drifts[group]
         known = metric.previous.numel() > 0
         distances = metric(kernel)
         found = {"distance_first": distances["distance_from_first"]}

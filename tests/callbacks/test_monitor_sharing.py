@@ -10,7 +10,7 @@ import pytest
 import torch
 from monitor_toys import Classifier, RecordingLogger, loader, trainer
 
-from lightning_vivit import evaluation, spectra
+from lightning_vivit import evaluation, results, spectra
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -79,7 +79,8 @@ def test_spectra_of_one_step_are_solved_together(
         return {(n, k): v for n, row in rows for k, v in row.items() if k.startswith(own)}
 
     together = values(*(monitors[i] for i in order))
-    assert solved == [2, 1, 1]  # both at step 0, one at step 2, the other at step 3
+    # both spectra and the eigenpairs at step 0, all but the NTK's at step 2, that one at step 3
+    assert solved == [3, 2, 1]
     apart = values(monitors[0]) | values(monitors[2])
     assert together == pytest.approx(apart, rel=1e-4, abs=1e-6)
 
@@ -97,7 +98,20 @@ def test_a_spectrum_that_may_not_be_wanted_is_not_solved_early(
     schedule = {} if "schedule" in other else {"steps": [0]}
     ntk = NTKMonitor(k=2, **schedule, on_error="raise", **other)
     fit(tmp_path, GGNSpectrumMonitor(k=2, steps=[0], data="train", on_error="raise"), ntk)
-    assert solved[0] == 1
+    assert solved[0] == 2  # the GGN's own
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_larger_k_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    solved: list[int] = []
+    solve = results.gram_eigenpairs
+    monkeypatch.setattr(
+        results, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
+    )
+    options = {"steps": [0], "on_error": "raise"}
+    ggn = GGNSpectrumMonitor(k=k, **options)
+    fit(tmp_path, ggn, DirectionalDerivativesMonitor(k=6 - k, **options))
+    assert solved == [4]
 
 
 def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:

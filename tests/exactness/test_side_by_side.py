@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from lightning_vivit import results
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.problem import Problem
 from lightning_vivit.side_by_side import _helpers, side_by_side
-from lightning_vivit.spectra import Spectra
+from lightning_vivit.spectra import Solver, Spectra, SpectrumKind
 
 
 @pytest.fixture(params=[2, 4])
@@ -46,6 +48,24 @@ def elsewhere(work: Callable[[], set[int]]) -> set[int]:
 def test_functions_run_at_the_same_time(threads: int) -> None:
     meeting = threading.Barrier(2, timeout=60)
     assert {future.result() for future in side_by_side([meeting.wait] * 2)} == {0, 1}
+
+
+def test_more_functions_than_threads_wait_for_their_turn(threads: int) -> None:
+    running, most = [], []
+    lock = threading.Lock()
+
+    def work(name: int) -> int:
+        with lock:
+            running.append(name)
+            most.append(len(running))
+        time.sleep(0.01)
+        with lock:
+            running.remove(name)
+        return name
+
+    works = [lambda name=name: work(name) for name in range(9)]
+    assert [future.result() for future in side_by_side(works)] == list(range(9))
+    assert max(most) <= threads
 
 
 def test_one_thread_runs_them_in_turn() -> None:
@@ -109,33 +129,33 @@ def test_a_forked_process_has_helpers_of_its_own(threads: int) -> None:
         child.join()
 
 
-def solvers(calls: list[str]) -> dict[str, Callable[[], torch.Tensor]]:
-    def solve(kind: str) -> torch.Tensor:
+def solvers(calls: list[str]) -> dict[SpectrumKind, Solver]:
+    def solve(kind: str) -> tuple[torch.Tensor]:
         calls.append(kind)
-        return torch.tensor([1.0 if kind == "ggn" else 2.0])
+        return (torch.tensor([1.0 if kind == "ggn" else 2.0]),)
 
     return {"ggn": lambda: solve("ggn"), "ntk": lambda: solve("ntk")}
 
 
 def test_what_is_expected_is_solved_with_the_first_that_is_asked_for() -> None:
     spectra, calls = Spectra(), []
-    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+    assert spectra.get("a", "ggn", solvers(calls)) == (1.0,)
     assert calls == ["ggn"]
     spectra.expected = frozenset(["ggn", "ntk"])
-    assert spectra.get("b", "ntk", solvers(calls)) == 2.0
+    assert spectra.get("b", "ntk", solvers(calls)) == (2.0,)
     assert sorted(calls[1:]) == ["ggn", "ntk"]
-    assert spectra.get("b", "ggn", solvers(calls)) == 1.0
-    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+    assert spectra.get("b", "ggn", solvers(calls)) == (1.0,)
+    assert spectra.get("a", "ggn", solvers(calls)) == (1.0,)
     assert len(calls) == 3
 
 
 def test_a_failure_is_not_kept() -> None:
     spectra, calls = Spectra(), []
-    broken = {"ggn": lambda: torch.tensor([1 / 0])}
+    broken: dict[SpectrumKind, Solver] = {"ggn": lambda: (torch.tensor([1 / 0]),)}
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             spectra.get("a", "ggn", broken)
-    assert spectra.get("a", "ggn", solvers(calls)) == 1.0
+    assert spectra.get("a", "ggn", solvers(calls)) == (1.0,)
 
 
 def problem(dtype: torch.dtype = torch.float64) -> Problem:
@@ -166,6 +186,44 @@ def test_eigenvalues_of_the_ntk(expected: tuple[str, ...], threads: int) -> None
     found = result.ntk_eigenvalues()
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, singular, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("first", ["eigenvalues", "ntk_eigenvalues", "directions"])
+def test_eigenpairs_that_are_expected_are_those_that_are_asked_for(
+    first: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = problem()
+    alone, solved = evaluate(some), []
+    solve = results.gram_eigenpairs
+    monkeypatch.setattr(
+        results, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
+    )
+    result = evaluate(some)
+    result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
+    getattr(result, first)(*(["all", 2] if first == "directions" else []))
+    assert solved == [3]
+    for k in (1, 3):
+        found, expected = result.directions(k=k), alone.directions(k=k)
+        torch.testing.assert_close(found.eigenvalues, expected.eigenvalues)
+        torch.testing.assert_close(found.gammas.abs(), expected.gammas.abs())
+        torch.testing.assert_close(found.lambdas, expected.lambdas)
+    assert solved == [3, 1, 3]  # two of them by `alone`
+    more = result.directions(k=5)  # than were expected
+    torch.testing.assert_close(more.eigenvalues, alone.directions(k=5).eigenvalues)
+    vectors = result.eigenvectors(k=3)
+    torch.testing.assert_close(
+        vectors["0.weight"].abs(), alone.eigenvectors(k=3)["0.weight"].abs(), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_large_matrices_are_solved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = evaluate(problem())
+    monkeypatch.setattr(results, "_SIDE_ROWS", 23)  # 6 samples of 4 outputs
+    result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
+    assert not result._spectra.expected
+    monkeypatch.setattr(results, "_SIDE_ROWS", 24)
+    result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
+    assert result._spectra.expected == {"ggn", "ntk", "ggn_pairs"}
 
 
 def test_a_kernel_that_is_not_finite_spares_the_ggn(threads: int) -> None:
