@@ -405,7 +405,8 @@ class Monitor(Callback):
                 sharers = [m for m in _monitors(trainer) if m._request().key == request.key]
                 due = [m for m in sharers if m is self or m._will_look(trainer, batch_idx)]
                 kinds = {kind for monitor in due for kind in monitor.spectra}
-                evaluation.expect_spectra(kinds, max(m.k for m in due))
+                k = max((m.k for m in due if "ggn_pairs" in m.spectra), default=0)
+                evaluation.expect_spectra(kinds, k)
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
             report = self._report(evaluation)

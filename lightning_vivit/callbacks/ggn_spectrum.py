@@ -222,22 +222,22 @@ class GGNSpectrumMonitor(Monitor):
     def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
         parts = direction_parts(evaluation.eigenvectors(group, k))
         past = self._subspaces.get(group)
-        self._subspaces[group] = parts  # nobody else has them, so they are not copied
-        widths = _widths(parts)
-        if past is None or _widths(past) not in (widths, [sum(widths)]):  # other parameters
+        self._subspaces[group] = parts  # nobody writes to eigenvectors, so they are not copied
+        if past is None or _widths(past) != _widths(parts):  # parameters were frozen or added
             return {}
         return {"subspace_overlap": overlap_of_parts(parts, past)}
 
     def references(self) -> dict[str, dict[str, Tensor]]:
         """The previous top subspaces."""
         return {
-            group: {"previous": torch.cat(parts, dim=1)} for group, parts in self._subspaces.items()
+            group: {f"previous_{i}": part for i, part in enumerate(parts)}
+            for group, parts in self._subspaces.items()
         }
 
     def set_references(self, references: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take the previous top subspaces from a checkpoint."""
         for group, tensors in references.items():
-            self._subspaces[group] = [tensors["previous"]]  # undivided
+            self._subspaces[group] = list(tensors.values())
 
 
 def _widths(parts: list[Tensor]) -> list[int]:

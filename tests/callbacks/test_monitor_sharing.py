@@ -109,8 +109,8 @@ def test_the_larger_k_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         results, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
     )
     options = {"steps": [0], "on_error": "raise"}
-    ggn = GGNSpectrumMonitor(k=k, **options)
-    fit(tmp_path, ggn, DirectionalDerivativesMonitor(k=6 - k, **options))
+    ggn, ntk = GGNSpectrumMonitor(k=k, **options), NTKMonitor(k=6, data="batch", **options)
+    fit(tmp_path, ggn, DirectionalDerivativesMonitor(k=6 - k, **options), ntk)
     assert solved == [4]
 
 
