@@ -14,8 +14,8 @@ from lightning_vivit.callbacks.session import Found, Request
 from lightning_vivit.evaluation import Evaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.loggers import Findings, Panel
-from lightning_vivit.metrics import KernelDrift
 from lightning_vivit.metrics.functional import kernel_statistics, trace_kernel
+from lightning_vivit.metrics.functional.kernel import kernel_distances
 from lightning_vivit.output_evaluation import OutputEvaluation
 from lightning_vivit.output_kernels import OutputKernel
 from lightning_vivit.spectrum import numerical_floor
@@ -96,7 +96,7 @@ class NTKMonitor(Monitor):
         self._wanted = wanted if alone else None
         self.needs_kernel = not alone
         self.spectra = () if alone or mode != "full" else ("ntk",)
-        self._drifts: dict[str, KernelDrift] = {}
+        self._past: dict[str, dict[str, Tensor]] = {}
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
@@ -108,7 +108,7 @@ class NTKMonitor(Monitor):
 
     def forget(self) -> None:
         """Forget the first and the previous kernels, and the steps of the figures."""
-        self._drifts = {}
+        self._past = {}
         self._histories: dict[str, History] = {}
 
     def measure(self, evaluation: Found, group: str) -> Findings:
@@ -151,25 +151,16 @@ class NTKMonitor(Monitor):
         )
 
     def _compare(self, kernel: Tensor, group: str) -> dict[str, Tensor]:
-        if group not in self._drifts:
-            self._drifts[group] = KernelDrift()
-        metric = self._drifts[group]
-        known = metric.previous.numel() > 0
-        distances = metric(kernel)
-        found = {"distance_first": distances["distance_from_first"]}
-        if known:
-            found["distance_previous"] = distances["distance_from_previous"]
-        return found
+        past = self._past.get(group)
+        references = [kernel] if past is None else [past["first"], past["previous"]]
+        distances = kernel_distances(kernel, references)
+        self._past[group] = {"first": references[0], "previous": kernel}  # nobody writes to them
+        return dict(zip(_DISTANCES, distances, strict=False))
 
     def references(self) -> dict[str, dict[str, Tensor]]:
         """The first and the previous kernels."""
-        return {
-            group: {"first": metric.first, "previous": metric.previous}
-            for group, metric in self._drifts.items()
-        }
+        return self._past
 
     def set_references(self, references: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take the first and the previous kernels from a checkpoint."""
-        for group, tensors in references.items():
-            metric = self._drifts[group] = KernelDrift()
-            metric.first, metric.previous = tensors["first"], tensors["previous"]
+        self._past = {group: dict(tensors) for group, tensors in references.items()}

@@ -108,6 +108,5 @@ def lay_out(trainer: Trainer, charts: Sequence[Chart]) -> None:
 def set_callback_metrics(trainer: Trainer, scalars: dict[str, float]) -> None:
     """Make values visible to ModelCheckpoint and EarlyStopping; they stay until replaced."""
     device = trainer.strategy.root_device
-    trainer.callback_metrics.update(
-        {name: torch.tensor(value, device=device) for name, value in scalars.items()}
-    )
+    values = torch.tensor(list(scalars.values()), device=device).unbind()
+    trainer.callback_metrics.update(zip(scalars, values, strict=True))

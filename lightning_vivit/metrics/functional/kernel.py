@@ -227,8 +227,8 @@ def kernel_statistics(
 
 
 def _known(eigenvalues: Tensor, kernel: Tensor) -> Tensor:
-    """Eigenvalues that were passed, in float64."""
-    floats("kernel", kernel, "[N, N] (trace) or [N, N, C, C] (full)", (2, 4))
+    """Eigenvalues that were passed, in float64; as they are finite, so is the kernel."""
+    floats("kernel", kernel, _ANY, (2, 4), finite=False)
     found = double(floats("eigenvalues", eigenvalues, "[N] or [N*C]", (1,)))
     size = kernel.shape[0] * (kernel.shape[2] if kernel.ndim == 4 else 1)
     if len(found) != size or bool((found.diff() < 0).any()):
