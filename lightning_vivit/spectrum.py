@@ -145,7 +145,7 @@ def _block_krylov(
     draw = torch.Generator().manual_seed(0)
     new = torch.randn(size, _BLOCK, generator=draw, dtype=matrix.dtype)
     new = torch.linalg.qr(new).Q
-    check, before = 4 * k, float("inf")  # at how many vectors to look for convergence
+    check, before = max(4 * k, 32), float("inf")  # at how many vectors to look for convergence
     for filled in range(_BLOCK, limit + 1, _BLOCK):
         older = filled - _BLOCK
         own = slice(older, filled)
