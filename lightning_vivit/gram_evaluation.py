@@ -15,11 +15,12 @@ from lightning_vivit.columns import sampled_columns, shared_columns, unit_column
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.finite import all_finite
 from lightning_vivit.gram import weigh_kernel
+from lightning_vivit.grams import Block
 from lightning_vivit.kernels import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLayout, make_loss
 from lightning_vivit.parallel import Part, Whole, join, shared_kernels
 from lightning_vivit.problem import Recording
-from lightning_vivit.results import Block, Evaluation
+from lightning_vivit.results import Evaluation
 
 BACKENDS = ("auto", "autograd", "backpack")
 _log = logging.getLogger(__name__)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError
+from lightning_vivit.grams import Block
 from lightning_vivit.kernels import Kernels
 from lightning_vivit.losses import SampleLayout
 from lightning_vivit.output_kernels import KernelEstimate, OutputKernel
 from lightning_vivit.problem import Recording
-from lightning_vivit.results import Block, Evaluation
+from lightning_vivit.results import Evaluation
 
 
 class OutputEvaluation(Evaluation):
@@ -52,12 +53,12 @@ class OutputEvaluation(Evaluation):
         """
         if mode != self.wanted.mode:
             raise OptionError(f"This evaluation has the mode {self.wanted.mode!r}, got {mode!r}.")
-        self._block(group)
+        self._grams.block(group)
         found = self._found[group]
         return found.kernel if isinstance(found, KernelEstimate) else found
 
     def standard_error(self, group: str = "all") -> Tensor | None:
         """Standard error of the kernel's entries, [N, N]; None if they are exact."""
-        self._block(group)
+        self._grams.block(group)
         found = self._found[group]
         return found.standard_error if isinstance(found, KernelEstimate) else None

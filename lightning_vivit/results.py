@@ -6,9 +6,7 @@ derivatives, the Newton step and the NTK of the same batch are cheap linear alge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,32 +14,16 @@ from torch import Tensor
 from lightning_vivit.directions import Damping, Directions, directions_from_gram
 from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import MODES
+from lightning_vivit.grams import NO_LOSS, Block, Grams
 from lightning_vivit.kernels import Kernels
 from lightning_vivit.losses import SampleLayout, SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem import Recording
 from lightning_vivit.row_sums import RowSums
-from lightning_vivit.spectra import Solver, Spectra, SpectrumKind
-from lightning_vivit.spectrum import (
-    gram_eigenpairs,
-    gram_eigenvalues,
-    ntk_eigenvalues,
-    numerical_floor,
-)
-
-_T = TypeVar("_T")
+from lightning_vivit.spectra import SpectrumKind
+from lightning_vivit.spectrum import numerical_floor
 
 _SIDE_ROWS = 4096  # of matrices that are solved at the same time, each with copies of its own
-_NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
-
-
-@dataclass(frozen=True)
-class Block:
-    """What one parameter group contributes."""
-
-    names: list[str]
-    kernel: Tensor | None  # [N, D, N, D], exact columns only
-    weighted: Tensor | None  # [N, M+1, N, M+1], the gradient last; None without a loss
 
 
 class Evaluation:
@@ -78,15 +60,10 @@ class Evaluation:
         self._root = root
         self._gradient = gradient  # [N, D] of the samples' losses in the outputs
         self._directions = directions  # of each sample, those that the loss does not see included
-        self._blocks = blocks
         self._plan = kernels.plan
         shared = basis is not None or all(block.kernel is not None for block in blocks.values())
         factors = kernels.factors if shared else None
         self._rows = RowSums(recording, layout, factors, basis, whole)
-        self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
-        self._spectra = Spectra()
-        self._expected_k = 0  # leading eigenpairs that will be asked for
-        self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
         self.groups = {name: block.names for name, block in blocks.items()}
         self.num_samples = layout.num_samples
         self.outputs = layout.flatten(recording.outputs.detach())
@@ -104,12 +81,14 @@ class Evaluation:
             self.targets = None if whole.call is None else whole.call.target
             if loss is not None and recording.value is not None:
                 self.loss = (loss.scale * loss.value().sum()).to(recording.value.dtype)
+        dtype = recording.outputs.dtype
+        self._grams = Grams(blocks, self.num_samples, self.scale, dtype, whole)
 
     @property
     def num_directions(self) -> int:
         """The largest number of directions that can be asked for: samples times columns."""
         if self._root is None:
-            raise OptionError(_NO_LOSS)
+            raise OptionError(NO_LOSS)
         return self.num_samples * self._directions
 
     def sample_targets(self) -> Tensor | None:
@@ -139,12 +118,7 @@ class Evaluation:
         Raises:
             OptionError: Unknown mode or group, or Monte-Carlo columns.
         """
-        kernel = self._block(group).kernel
-        if kernel is None:
-            raise OptionError(
-                "This evaluation has no NTK: it has Monte-Carlo columns, or only those that the "
-                "loss sees. Evaluate with columns='exact' and kernel=True."
-            )
+        kernel = self._grams.kernel(group)
         if mode == "full":
             return kernel.permute(0, 2, 1, 3)
         if mode == "trace":
@@ -167,7 +141,7 @@ class Evaluation:
             OptionError: Unknown group, or this evaluation has no NTK (see `ntk`).
             ProblemError: The kernel is not finite.
         """
-        return self._spectrum(group, "ntk")[0]
+        return self._grams.ntk_eigenvalues(group)
 
     def expect_spectra(self, kinds: Iterable[SpectrumKind], k: int = 0) -> None:
         """Say which spectra will be asked for, to have them solved at the same time.
@@ -182,8 +156,7 @@ class Evaluation:
         """
         rows = self.num_samples * self.outputs.shape[1]
         if self._whole is None and self.outputs.device.type == "cpu" and rows <= _SIDE_ROWS:
-            self._spectra.expected = frozenset(kinds)
-            self._expected_k = k if "ggn_pairs" in self._spectra.expected else 0
+            self._grams.expect(kinds, k)
 
     def eigenvalues(
         self,
@@ -205,18 +178,9 @@ class Evaluation:
             OptionError: k is out of range.
         """
         if k is not None:
-            return self._eigenpairs(group, k, samples)[0]
-        key = (group, _key(samples))
-        if key not in self._values:
-            kept = self._pairs.get(key)
-            if kept is not None and kept[0].numel() == kept[1].shape[0]:
-                self._values[key] = kept[0]
-            elif samples is None:
-                (self._values[key],) = self._spectrum(group, "ggn")
-            else:
-                self._values[key] = self._gram_eigenvalues(group, samples)
-        values = self._values[key]
-        seen = self._weighted(group)[0].shape[1] - 1
+            return self._grams.eigenpairs(group, k, samples)[0]
+        values = self._grams.eigenvalues(group, samples)
+        seen = self._grams.columns(group)
         missing = values.numel() // seen * (self._directions - seen)
         return torch.cat([values.new_zeros(missing), values])  # what the loss does not see
 
@@ -242,14 +206,14 @@ class Evaluation:
         Raises:
             OptionError: k is out of range.
         """
-        weighted, gradient_scale = self._weighted(group)
-        ggn, grad = self._indices(ggn_samples), self._indices(grad_samples)
+        weighted, gradient_scale = self._grams.weighted(group)
+        ggn, grad = self._grams.indices(ggn_samples), self._grams.indices(grad_samples)
         available = len(ggn) * (weighted.shape[1] - 1)
         beyond = 0  # directions that the loss does not see
         if k is not None and available < k <= self.num_directions:
             k, beyond = available, k - available
-        values, vectors = self._eigenpairs(group, k, ggn_samples)
-        scale = self._subset_scale(len(ggn))
+        values, vectors = self._grams.eigenpairs(group, k, ggn_samples)
+        scale = self._grams.subset_scale(len(ggn))
         slopes = weighted[:, :-1, :, -1]  # [N, M, N]
         if ggn_samples is not None:
             slopes = slopes[ggn]
@@ -262,7 +226,7 @@ class Evaluation:
             cross,
             len(ggn),
             scale,
-            self._subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
+            self._grams.subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
             self._live_outputs.dtype,
         )
         return found.with_undetermined(beyond)
@@ -284,7 +248,7 @@ class Evaluation:
         Raises:
             OptionError: k is out of range, or includes directions whose eigenvalue vanishes.
         """
-        values, vectors = self._eigenpairs(group, k, samples)
+        values, vectors = self._grams.eigenpairs(group, k, samples)
         if bool((values <= 0).any()):
             raise OptionError(
                 f"{int((values <= 0).sum())} of the {values.numel()} eigenvalues vanish, so their "
@@ -302,7 +266,7 @@ class Evaluation:
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:
         """Squared norm of the loss's gradient with respect to the group, scalar."""
-        weighted, scale = self._weighted(group)
+        weighted, scale = self._grams.weighted(group)
         return weighted[:, -1, :, -1].sum() * scale**2
 
     def gradient(self, group: str = "all") -> dict[str, Tensor]:
@@ -317,9 +281,9 @@ class Evaluation:
         Raises:
             OptionError: Unknown group, or the problem has no loss.
         """
-        self._block(group)
+        self._grams.block(group)
         if self._gradient is None or self.scale is None:
-            raise OptionError(_NO_LOSS)
+            raise OptionError(NO_LOSS)
         found = self._row_sums(group, (self._gradient * self.scale).unsqueeze(2))
         return {name: part[0] for name, part in found.items()}
 
@@ -329,12 +293,12 @@ class Evaluation:
         Their squares are the diagonal of the gradients' Gram matrix, which the kernel gives for
         nothing.
         """
-        weighted, _ = self._weighted(group)
+        weighted, _ = self._grams.weighted(group)
         return weighted[:, -1, :, -1].diagonal().clamp(min=0.0).sqrt()
 
     def gradient_variance(self, group: str = "all") -> Tensor:
         """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
-        weighted, _ = self._weighted(group)
+        weighted, _ = self._grams.weighted(group)
         gram = weighted[:, -1, :, -1]
         return (gram.diagonal().mean() - gram.mean()).clamp(min=0.0)
 
@@ -361,10 +325,10 @@ class Evaluation:
             e_k.
         """
         if k is not None and k <= self.num_directions:  # no step where the loss sees nothing
-            k = min(k, len(self._indices(ggn_samples)) * (self._weighted(group)[0].shape[1] - 1))
+            k = min(k, len(self._grams.indices(ggn_samples)) * (self._grams.columns(group)))
         found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         steps = found.newton_coefficients(damping)
-        values, vectors = self._eigenpairs(group, k, ggn_samples)
+        values, vectors = self._grams.eigenpairs(group, k, ggn_samples)
         known = steps != 0
         coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
         total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
@@ -374,95 +338,14 @@ class Evaluation:
         """What each layer cost: a table of order of contraction, time, memory and share."""
         return self._plan.table()
 
-    def _block(self, group: str) -> Block:
-        if group not in self._blocks:
-            raise OptionError(
-                f"Unknown parameter group {group!r}. This evaluation has: "
-                f"{', '.join(self._blocks)}."
-            )
-        return self._blocks[group]
-
-    def _weighted(self, group: str) -> tuple[Tensor, float]:
-        weighted = self._block(group).weighted
-        if weighted is None or self.scale is None:
-            raise OptionError(_NO_LOSS)
-        return weighted, self.scale
-
-    def _indices(self, samples: Sequence[int] | None) -> list[int]:
-        if samples is None:
-            return list(range(self.num_samples))
-        found = [int(sample) for sample in samples]
-        if not found or any(not 0 <= sample < self.num_samples for sample in found):
-            raise OptionError(
-                f"Got the sample subset {found}. Supported: at least one index from 0 to "
-                f"{self.num_samples - 1}."
-            )
-        return found
-
-    def _subset_scale(self, count: int) -> float:
-        """Scale of a loss over a subset: a mean stays a mean, a sum stays an estimate of it."""
-        assert self.scale is not None
-        return self.scale * self.num_samples / count
-
-    def _gram(self, group: str, samples: Sequence[int] | None) -> Tensor:
-        weighted, _ = self._weighted(group)
-        kept = self._indices(samples)
-        if samples is not None:
-            weighted = weighted[kept][:, :, kept]
-        part = weighted[:, :-1, :, :-1]
-        size = part.shape[0] * part.shape[1]
-        return (part * self._subset_scale(len(kept))).reshape(size, size)
-
-    def _gram_eigenvalues(self, group: str, samples: Sequence[int] | None) -> Tensor:
-        dtype = self._live_outputs.dtype
-        return self._solved(lambda: gram_eigenvalues(self._gram(group, samples), dtype))
-
-    def _spectrum(self, group: str, kind: SpectrumKind) -> tuple[Tensor, ...]:
-        """Spectrum of a group's Gram matrix of all samples, or of its NTK."""
-        solvers: dict[SpectrumKind, Solver] = {
-            "ntk": lambda: (ntk_eigenvalues(self.ntk(group).permute(0, 2, 1, 3)),),
-            "ggn": lambda: (self._gram_eigenvalues(group, None),),
-            "ggn_pairs": lambda: self._gram_eigenpairs(group, self._expected(group), None),
-        }
-        return self._spectra.get(group, kind, solvers)
-
-    def _eigenpairs(
-        self, group: str, k: int | None, samples: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        key = (group, _key(samples))
-        kept = self._pairs.get(key)
-        if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            if samples is None and k is not None and 1 <= k <= self._expected(group):
-                values, vectors = self._spectrum(group, "ggn_pairs")
-            else:
-                values, vectors = self._gram_eigenpairs(group, k, samples)
-            kept = self._pairs[key] = values, vectors
-        values, vectors = kept
-        return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
-
-    def _expected(self, group: str) -> int:
-        """How many eigenpairs of all samples will be asked for; none beyond what the loss sees."""
-        columns = self._weighted(group)[0].shape[1] - 1
-        return min(self._expected_k, self.num_samples * columns)
-
-    def _gram_eigenpairs(
-        self, group: str, k: int | None, samples: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        dtype = self._live_outputs.dtype
-        return self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k, dtype))
-
-    def _solved(self, solve: Callable[[], _T]) -> _T:
-        """The result of an eigensolver, the same one on all ranks."""
-        return solve() if self._whole is None else self._whole.on_first(solve)
-
     def _output_coefficients(
         self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
     ) -> Tensor:
         """Weights [N, D, K] of the Jacobian rows whose sums are the eigenvectors."""
         assert self._root is not None
-        kept = self._indices(samples)
+        kept = self._grams.indices(samples)
         root = self._root[kept]
-        scale = self._subset_scale(len(kept))
+        scale = self._grams.subset_scale(len(kept))
         parts = vectors.reshape(len(kept), -1, values.numel())
         some = torch.bmm(root, parts) * (scale / values).sqrt()
         if samples is None:
@@ -473,8 +356,4 @@ class Evaluation:
 
     def _row_sums(self, group: str, weights: Tensor) -> dict[str, Tensor]:
         """Sums of a group's Jacobian rows with weights [N, D, K]: name -> [K, *shape]."""
-        return self._rows.of(self._block(group).names, weights)
-
-
-def _key(samples: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if samples is None else tuple(samples)
+        return self._rows.of(self._grams.block(group).names, weights)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monitor_toys import Classifier, RecordingLogger, loader, trainer
 
-from lightning_vivit import evaluation, results, spectra
+from lightning_vivit import evaluation, grams, spectra
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -104,9 +104,9 @@ def test_a_spectrum_that_may_not_be_wanted_is_not_solved_early(
 @pytest.mark.parametrize("k", [2, 4])
 def test_the_larger_k_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     solved: list[int] = []
-    solve = results.gram_eigenpairs
+    solve = grams.gram_eigenpairs
     monkeypatch.setattr(
-        results, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
+        grams, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
     )
     options = {"steps": [0], "on_error": "raise"}
     ggn, ntk = GGNSpectrumMonitor(k=k, **options), NTKMonitor(k=6, data="batch", **options)

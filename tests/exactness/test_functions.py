@@ -241,7 +241,7 @@ def test_few_eigenpairs_need_no_whole_spectrum(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*arguments: object) -> None:
         raise AssertionError("all eigenvalues were computed")
 
-    monkeypatch.setattr("lightning_vivit.results.gram_eigenvalues", refuse)
+    monkeypatch.setattr("lightning_vivit.grams.gram_eigenvalues", refuse)
     values, vectors = ggn_eigenpairs(found.model, function, found.inputs, targets, 2)
     close(values, expected.eigenvalues(2))
     assert {len(part) for part in vectors.values()} == {2}

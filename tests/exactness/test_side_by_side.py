@@ -12,7 +12,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from lightning_vivit import results
+from lightning_vivit import grams, results
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.problem import Problem
@@ -194,9 +194,9 @@ def test_eigenpairs_that_are_expected_are_those_that_are_asked_for(
 ) -> None:
     some = problem()
     alone, solved = evaluate(some), []
-    solve = results.gram_eigenpairs
+    solve = grams.gram_eigenpairs
     monkeypatch.setattr(
-        results, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
+        grams, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
     )
     result = evaluate(some)
     result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
@@ -220,16 +220,16 @@ def test_large_matrices_are_solved_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
     result = evaluate(problem())
     monkeypatch.setattr(results, "_SIDE_ROWS", 23)  # 6 samples of 4 outputs
     result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
-    assert not result._spectra.expected
+    assert not result._grams._spectra.expected
     monkeypatch.setattr(results, "_SIDE_ROWS", 24)
     result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
-    assert result._spectra.expected == {"ggn", "ntk", "ggn_pairs"}
+    assert result._grams._spectra.expected == {"ggn", "ntk", "ggn_pairs"}
 
 
 def test_a_kernel_that_is_not_finite_spares_the_ggn(threads: int) -> None:
     result = evaluate(problem())
     result.expect_spectra(["ggn", "ntk"])
-    result._block("all").kernel[0, 0, 0, 0] = torch.inf
+    result._grams.block("all").kernel[0, 0, 0, 0] = torch.inf
     assert result.eigenvalues().isfinite().all()
     with pytest.raises(ProblemError, match="NTK has entries that are not finite"):
         result.ntk_eigenvalues()
