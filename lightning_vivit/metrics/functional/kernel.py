@@ -184,8 +184,7 @@ def kernel_distances(kernel: Tensor, references: Sequence[Tensor]) -> Tensor:
         floats("kernel", kernel, _ANY, (2, 4))
         for reference in references:
             floats("reference kernel", reference, _ANY, (2, 4))
-    distances = (1.0 - cross / (own.sqrt() * others.sqrt())).clamp_min(0.0)
-    return torch.where((own > 0) & (others > 0), distances, torch.nan)
+    return (1.0 - cross / (own.sqrt() * others.sqrt())).clamp_min(0.0)  # 0 / 0 is NaN
 
 
 def kernel_statistics(
