@@ -355,8 +355,12 @@ class Monitor(Callback):
 
     def _will_look(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether this monitor is to compute at the current step, as far as can be told early."""
+        return self.schedule.function is None and self._may_look(trainer, batch_idx)
+
+    def _may_look(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether it can't be ruled out that this monitor computes at the current step."""
         if self._stopped or self.schedule.function is not None:
-            return False
+            return not self._stopped
         return self._scheduled(trainer, x_axis_step(trainer), batch_idx)
 
     def _scheduled(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
@@ -394,15 +398,16 @@ class Monitor(Callback):
                 return
             self._looked_at = batch
             request = self._request()
+            sharers = [m for m in _monitors(trainer) if m._request().key == request.key]
             evaluation = self._session.evaluate(
                 request,
                 module,
                 batch,
                 batch_idx if self.source.data == "batch" else 0,
                 self.source.seed + self._step,
+                any(m.needs_kernel and m._may_look(trainer, batch_idx) for m in sharers),
             )
             if isinstance(evaluation, Evaluation):
-                sharers = [m for m in _monitors(trainer) if m._request().key == request.key]
                 due = [m for m in sharers if m is self or m._will_look(trainer, batch_idx)]
                 kinds = {kind for monitor in due for kind in monitor.spectra}
                 k = max((m.k for m in due if "ggn_pairs" in m.spectra), default=0)

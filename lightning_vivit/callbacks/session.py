@@ -90,7 +90,7 @@ class Session:
 
     Args:
         last: The monitor that Lightning calls last; it ends the step, which frees what was shared.
-        kernel_requests: Requests that need the NTK, which the other monitors can do without.
+        kernel_requests: Requests that need the NTK at some steps.
         requests: All requests.
         ranks: The processes of the run.
         replica: Stands in for a module whose parameters are divided among the ranks.
@@ -133,7 +133,13 @@ class Session:
         return found if all(self.ranks.exchange(found is not None)) else None
 
     def evaluate(
-        self, request: Request, module: LightningModule, batch: Any, batch_idx: int, seed: int
+        self,
+        request: Request,
+        module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        seed: int,
+        kernel: bool = False,
     ) -> Found:
         """The evaluation of a batch, made at the first request and kept until `end_step`.
 
@@ -143,6 +149,8 @@ class Session:
             batch: The batch to look at.
             batch_idx: Passed to `training_step`; 0 for a probe.
             seed: Seeds the draws of Monte Carlo columns.
+            kernel: Whether a monitor may ask for the NTK at this step. At the other steps only
+                the columns are evaluated that the loss sees.
 
         Raises:
             Exception: What the evaluation raised, the same object for everybody who asks for it.
@@ -150,7 +158,6 @@ class Session:
         found = self._results.get(request.key)
         if found is None:
             try:
-                kernel = request.key in self._kernel_keys
                 request = replace(request, k=self._largest.get(request.key, request.k))
                 data = clone_tensors(batch)
                 if self.replica is not None:
@@ -242,6 +249,8 @@ class Session:
         divided = several and request.output_kernel is None
         if request.output_kernel is None:
             options |= {"dtype": request.dtype, "kernel": kernel, "method": request.method}
+            if request.method == "auto" and request.key in self._kernel_keys:
+                options["method"] = "gram"  # as at the steps that need the kernel
             options |= {"k": request.k, "tol": request.tol, "matrix": request.matrix}
             options["microbatch"] = request.microbatch
             options["start"] = self._starts.get(request.key)

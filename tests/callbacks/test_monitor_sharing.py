@@ -101,6 +101,44 @@ def test_a_spectrum_that_may_not_be_wanted_is_not_solved_early(
     assert solved[0] == 2  # the GGN's own
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        ({"steps": [0, 3]}, [True, False, False, True]),
+        ({"every_n_steps": 2}, [True, False, True, False, True]),
+        ({"schedule": lambda step: step == 1}, [True] * 4),  # it can't be known before
+        ({"steps": [1, 3], "on_result": lambda result: 1 / 0}, [False, True, False, False]),
+        ({"steps": [0], "mode": "trace"}, [True, False, False, False]),
+        ({"steps": [0], "mode": "pseudo"}, [False] * 4),  # it has an evaluation of its own
+    ],
+)
+@pytest.mark.filterwarnings("ignore:NTKMonitor")  # stopped by on_result
+def test_all_columns_only_at_steps_that_need_the_kernel(
+    tmp_path: Path,
+    calls: list[dict[str, Any]],
+    order: tuple[int, ...],
+    other: dict[str, Any],
+    wanted: list[bool],
+) -> None:
+    def ggn() -> Monitor:
+        return GGNSpectrumMonitor(k=2, steps=[0, 1, 2, 3], data="train", on_error="raise")
+
+    def values(*callbacks: pl.Callback) -> dict[tuple[int, str], float]:
+        torch.manual_seed(0)
+        rows = fit(tmp_path, *callbacks).rows
+        return {(n, k): v for n, row in rows for k, v in row.items() if k.startswith("ggn/")}
+
+    alone = values(ggn())
+    assert [options["kernel"] for options in calls] == [False] * 4
+    calls.clear()
+    monitors = [ggn(), NTKMonitor(k=2, **other)]
+    assert values(*(monitors[i] for i in order)) == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert [options["kernel"] for options in calls] == wanted
+    shared = monitors[1].needs_kernel
+    assert {options["method"] for options in calls} == {"gram" if shared else "auto"}
+
+
 @pytest.mark.parametrize("k", [2, 4])
 def test_the_larger_k_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     solved: list[int] = []
