@@ -78,8 +78,8 @@ def _strips(axes: Axes, values: Tensor, colour: str, log: bool = False) -> None:
         _set_signed_scale(axes, columns)
     elif positive.size:
         axes.set_yscale("log")
-        use_plain_powers(axes.yaxis)
         axes.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 2)
+        use_plain_powers(axes.yaxis)
     axes.set_xlim(0.4, count + 0.6)
     axes.set_xticks(centres, [str(k) for k in centres])
     axes.grid(True, axis="y", color=FAINT, linewidth=0.5)

@@ -68,11 +68,16 @@ def _order(targets: Tensor | None, count: int) -> tuple[Tensor, Tensor | None, s
 
 def _mark_classes(axes: object, classes: np.ndarray) -> None:
     """Lines between classes, and a tick with its number in the middle of each."""
+    from matplotlib.collections import LineCollection
+
     names, starts, counts = np.unique(classes, return_index=True, return_counts=True)
-    for start in starts[1:]:
-        for line in (axes.axhline, axes.axvline):  # type: ignore[attr-defined]
-            line(start - 0.5, color="white", linewidth=1.2)
-            line(start - 0.5, color=INK, linewidth=0.4)
+    first, last = -0.5, len(classes) - 0.5
+    edges = starts[1:] - 0.5
+    lines = [[(first, edge), (last, edge)] for edge in edges]
+    lines += [[(edge, first), (edge, last)] for edge in edges]
+    for colour, width in (("white", 1.2), (INK, 0.4)):  # one object for all lines: drawn faster
+        shown = LineCollection(lines, colors=colour, linewidths=width)
+        axes.add_collection(shown, autolim=False)  # type: ignore[attr-defined]
     every = -(-len(names) // 20)  # not more names than fit
     middles = (starts + (counts - 1) / 2)[::every]
     for axis in (axes.xaxis, axes.yaxis):  # type: ignore[attr-defined]

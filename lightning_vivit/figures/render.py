@@ -31,12 +31,18 @@ def new_figure(width: float = 4.6, height: float = 3.3, left: float = 0.75) -> F
 
 
 def use_plain_powers(axis: Any) -> None:
-    """Plain numbers on a log axis: 10 to a power is typeset, which is slow."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Plain numbers on a log axis whose limits are set: 10 to a power is typeset, which is slow.
 
-    axis.set_major_locator(LogLocator(numticks=9))
+    There are no ticks between the powers, which took two thirds of the time of a drawing. Limits
+    that are less than a factor of 100 apart get 2 and 5 times the powers, too.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    between = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=between, numticks=9))
     axis.set_major_formatter(FuncFormatter(plain))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def plain(value: float, _: object = None) -> str:
@@ -59,7 +65,7 @@ def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 def add_colour_bar(figure: Figure, shown: Any, axes: Axes, label: str) -> Any:
     """A colour bar in the figure's style."""
     bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=30)
-    bar.ax.tick_params(which="minor", length=0)
+    bar.ax.minorticks_off()
     bar.set_label(label, fontsize=TEXT, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK, labelcolor=INK, which="both")
     bar.outline.set_visible(False)

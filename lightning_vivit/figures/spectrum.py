@@ -61,11 +61,11 @@ def draw_spectra(entries: Sequence[tuple[int, Tensor]], title: str = "Eigenvalue
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    use_plain_powers(axes.xaxis)
-    use_plain_powers(axes.yaxis)
     axes.set_xlim(0.9, max(2, length) * 1.1)
     if highest > 0:
         axes.set_ylim(highest * 10.0**-DECADES, highest * 3)
+    use_plain_powers(axes.xaxis)
+    use_plain_powers(axes.yaxis)
     axes.grid(True, color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     dress(axes, f"{title} at step {latest}", "index", "eigenvalue")

@@ -86,7 +86,13 @@ def test_kernel_is_sorted_by_class_with_boundaries():
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["2", "7"]
     assert list(axes.get_yticks()) == [0.5, 3.0]
-    assert {line.get_ydata()[0] for line in axes.lines} >= {1.5}
+    for lines in axes.collections:  # wide white ones below thin dark ones
+        level, upright = (segment.tolist() for segment in lines.get_segments())
+        assert level == [[-0.5, 1.5], [4.5, 1.5]]
+        assert upright == [[1.5, -0.5], [1.5, 4.5]]
+    assert len(axes.collections) == 2
+    assert axes.get_xlim() == (-0.5, 4.5)
+    assert axes.get_ylim() == (4.5, -0.5)
     assert words(figure)[:2] == ["Title", "sample, sorted by class"]
 
 
@@ -116,6 +122,23 @@ def test_spectra_are_curves_in_descending_order():
     assert sum(first.get_color()[:3]) > sum(last.get_color()[:3])  # earlier is lighter
     assert words(figure) == ["Eigenvalues at step 20", "index", "eigenvalue"]
     assert figure.axes[0].get_yscale() == figure.axes[0].get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(3.0, 4.0, {"2", "5"}), (3.0, 40.0, {"2", "5", "10", "20", "50"}), (1e-4, 40.0, {"0.01"})],
+)
+def test_any_range_of_a_log_axis_has_numbers(low, high, shown):
+    values = torch.tensor([[low], [high]])
+    figure = draw_directions(values, values)
+    figure.draw_without_rendering()
+    axis = figure.axes[1].yaxis
+    bounds = axis.get_view_interval()
+    ticks = axis.get_major_ticks()
+    texts = {tick.label1.get_text() for tick in ticks if bounds[0] <= tick.get_loc() <= bounds[1]}
+    assert texts >= shown
+    assert len(texts) <= 9
+    assert axis.get_minor_ticks() == []
 
 
 def test_directions_show_each_sample_its_mean_and_error():
