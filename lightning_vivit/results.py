@@ -24,6 +24,10 @@ from lightning_vivit.spectra import SpectrumKind
 from lightning_vivit.spectrum import numerical_floor
 
 _SIDE_ROWS = 4096  # of matrices that are solved at the same time, each with copies of its own
+_MANY_ROWS = (
+    1024  # the same where threads would be left over, of which a larger matrix can use some
+)
+_KINDS = 3  # of spectra
 
 
 class Evaluation:
@@ -149,13 +153,15 @@ class Evaluation:
         Args:
             kinds: ``ggn`` for `eigenvalues`, ``ntk`` for `ntk_eigenvalues`, ``ggn_pairs`` for the
                 k leading eigenpairs of `directions` and `eigenvectors`. The first one that is
-                asked for brings the others of its group along, each on its share of the CPU's
-                threads. Without an effect on other devices, where ranks share their work, and
-                where the matrices have more than 4096 rows: each solver copies its own.
+                asked for brings the others of its group along, each on one of the CPU's threads.
+                Without an effect on other devices, where ranks share their work, and where the
+                matrices have more than 4096 rows, 1024 with more than three threads: each solver
+                copies its own.
             k: How many eigenpairs.
         """
         rows = self.num_samples * self.outputs.shape[1]
-        if self._whole is None and self.outputs.device.type == "cpu" and rows <= _SIDE_ROWS:
+        most = _SIDE_ROWS if torch.get_num_threads() <= _KINDS else _MANY_ROWS
+        if self._whole is None and self.outputs.device.type == "cpu" and rows <= most:
             self._grams.expect(kinds, k)
 
     def eigenvalues(

@@ -1,72 +1,84 @@
-"""Functions at the same time, each with its share of torch's threads.
+"""Functions at the same time, each on one of the threads that torch computes with.
 
 LAPACK's reduction of a symmetric matrix is bound by memory and gains nothing from a second thread
 (19 ms for 640 rows in float32, 20 with one), but two reductions with one thread each take hardly
 longer than one.
+
+Threads of Python's own would have to share the cores with torch's: after a product these wait for
+the next one in a loop, for milliseconds, which is as long as a spectrum takes. So the functions run
+on torch's own threads, as the body of one parallel region of OpenMP. Within it torch and MKL take
+one thread each, by OpenMP's rule for nested regions.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from functools import cache
-from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from threadpoolctl import ThreadpoolController
 
 _T = TypeVar("_T")
 
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PROCESS = os.getpid()  # threads do not survive a fork
+
 
 def side_by_side(works: Sequence[Callable[[], _T]]) -> list[Future[_T]]:
-    """Run functions at the same time, as many as there are threads; with one thread, in turn.
+    """Run functions at the same time, as many as torch has threads.
+
+    In turn with one thread, in a forked process, and with an OpenMP that cannot start a region
+    from outside (other than GNU's and LLVM's, so on Windows).
 
     Args:
-        works: Functions that compute with torch on the CPU, the longest first. They run on other
-            threads than the caller's, whose own number of threads is left alone.
+        works: Functions that compute with torch on the CPU, the longest first. Each gets one
+            thread; what torch keeps for each thread, such as `torch.no_grad`, holds on the
+            caller's alone.
 
     Returns:
         Their results, all there: `Future.result` returns, or raises what the function raised.
     """
-    threads = torch.get_num_threads()
-    count = min(threads, len(works))
-    if count < 2:
-        return [_done(work) for work in works]
-    helpers = _helpers(count, threads // count)
-    futures = [helpers.submit(work) for work in works]
-    wait(futures)  # what the caller computed meanwhile would slow all of them down
+    futures: list[Future[_T]] = [Future() for _ in works]
+    start, count = _region(), min(torch.get_num_threads(), len(works))
+    if start is not None and count > 1 and os.getpid() == _PROCESS:
+        waiting = deque(zip(works, futures, strict=True))
+
+        def take(_: Any) -> None:
+            while waiting:
+                try:
+                    work, future = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                _run(work, future)
+
+        start(_Region(take), None, count, 0)
+    for work, future in zip(works, futures, strict=True):
+        if not future.done():  # all of them, or what an interruption left
+            _run(work, future)
     return futures
 
 
-def _done(work: Callable[[], _T]) -> Future[_T]:
-    found: Future[_T] = Future()
+def _run(work: Callable[[], _T], future: Future[_T]) -> None:
     try:
-        found.set_result(work())
-    except Exception as error:
-        found.set_exception(error)
-    return found
+        found = work()
+    except BaseException as error:  # nothing may leave a region of OpenMP
+        future.set_exception(error)
+    else:
+        future.set_result(found)
 
 
 @cache
-def _helpers(count: int, share: int) -> ThreadPoolExecutor:
-    """Threads that are all ready: a fork while one starts up could copy a lock that it holds."""
-    name = "lightning_vivit"
-    pool = ThreadPoolExecutor(count, name, initializer=_hold, initargs=(share,))
-    meeting = Barrier(count, timeout=60)
-    wait([pool.submit(meeting.wait) for _ in range(count)])
-    return pool
-
-
-def _hold(threads: int) -> None:
-    """Limit the calling thread, and it alone, which torch.set_num_threads cannot do.
-
-    OpenMP keeps its number of threads for each thread that calls it.
-    """
-    torch.get_num_threads()  # takes over torch's number, which it would do later otherwise
-    ThreadpoolController().limit(limits=threads, user_api="openmp")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not survive in the child
-    os.register_at_fork(after_in_child=_helpers.cache_clear)
+def _region() -> Any:
+    """Starts a region of the OpenMP that torch is linked with; None where it can't be called."""
+    try:  # the library's own symbols, and those of what it was linked with
+        start: Any = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    # the body, its data, the number of threads, flags
+    start.argtypes = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    start.restype = None
+    return start

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 
 from lightning_vivit import grams, results
+from lightning_vivit import side_by_side as module
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.problem import Problem
-from lightning_vivit.side_by_side import _helpers, side_by_side
+from lightning_vivit.side_by_side import _Region, _region, side_by_side
 from lightning_vivit.spectra import Solver, Spectra, SpectrumKind
+
+
+regions = pytest.mark.skipif(_region() is None, reason="this OpenMP runs them in turn")
 
 
 @pytest.fixture(params=[2, 4])
@@ -29,22 +32,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def openmp_threads() -> set[int]:
-    """What torch's OpenMP would take in this thread; other libraries may have brought their own."""
-    torch.get_num_threads()
-    home = str(Path(torch.__file__).parent)
-    own = [found for found in threadpool_info() if found["filepath"].startswith(home)]
-    return {found["num_threads"] for found in own if found["user_api"] == "openmp"}
-
-
-def elsewhere(work: Callable[[], set[int]]) -> set[int]:
-    found: list[set[int]] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
+@regions
 def test_functions_run_at_the_same_time(threads: int) -> None:
     meeting = threading.Barrier(2, timeout=60)
     assert {future.result() for future in side_by_side([meeting.wait] * 2)} == {0, 1}
@@ -68,36 +56,72 @@ def test_more_functions_than_threads_wait_for_their_turn(threads: int) -> None:
     assert max(most) <= threads
 
 
+def in_turn() -> bool:
+    found = side_by_side([threading.get_ident] * 2)
+    return [future.result() for future in found] == [threading.get_ident()] * 2
+
+
 def test_one_thread_runs_them_in_turn() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = side_by_side([threading.get_ident] * 2)
+        assert in_turn()
     finally:
         torch.set_num_threads(before)
-    assert [future.result() for future in found] == [threading.get_ident()] * 2
 
 
-def test_each_has_its_share_of_the_threads_and_nobody_else_loses_any(threads: int) -> None:
-    def own() -> tuple[set[int], int]:
-        return openmp_threads(), torch.get_num_threads()
+def test_another_openmp_runs_them_in_turn(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_region", lambda: None)
+    assert in_turn()
 
-    before = openmp_threads()
+
+def test_what_an_interruption_left_is_run(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_region", lambda: lambda *args: None)
+    assert in_turn()
+
+
+@regions
+def test_each_has_one_thread_and_nobody_else_loses_any(threads: int) -> None:
+    def team() -> int:
+        """Of a region that is started here."""
+        found = set()
+        body = _Region(lambda _: found.add(threading.get_ident()) or time.sleep(0.01))
+        _region()(body, None, threads, 0)
+        return len(found)
+
+    before = torch.get_num_threads()
     meeting = threading.Barrier(2, timeout=60)
 
-    def work() -> tuple[set[int], int]:
-        meeting.wait()  # both helpers take part
-        return own()
+    def work() -> int:
+        meeting.wait()  # both threads take part
+        return team()
 
-    if not before:
-        pytest.skip("this torch takes the system's OpenMP, which may be anything's")
-    assert before == {threads}
-    _helpers.cache_clear()
-    for _ in range(2):  # helpers that are new, helpers that are not
-        shares = [future.result() for future in side_by_side([work] * 2)]
-        assert shares == [({threads // 2}, threads // 2)] * 2
-        assert openmp_threads() == elsewhere(openmp_threads) == {threads}
-        assert torch.get_num_threads() == threads
+    assert team() == threads
+    for _ in range(2):
+        assert [future.result() for future in side_by_side([work] * 2)] == [1, 1]
+        assert team() == threads
+        assert torch.get_num_threads() == before
+
+
+@regions
+def test_it_is_torch_s_openmp_that_runs_them(threads: int) -> None:
+    """Within another library's region torch would take all its threads once more."""
+    known = ctypes.CDLL(torch._C.__file__).omp_in_parallel
+    meeting = threading.Barrier(2, timeout=60)
+    found = side_by_side([lambda: (meeting.wait(), known())[1]] * 2)
+    assert [future.result() for future in found] == [1, 1]
+    assert known() == 0
+
+
+def test_large_sums_within(threads: int) -> None:
+    """Work that torch divides among its threads outside."""
+    some = torch.rand(1 << 20, dtype=torch.float64)
+    matrix = some[: 1 << 16].reshape(256, 256)
+    expected = (some.sum(), torch.linalg.eigvalsh(matrix), matrix @ matrix)
+    works = [lambda: some.sum(), lambda: torch.linalg.eigvalsh(matrix), lambda: matrix @ matrix]
+    for _ in range(20):
+        for future, value in zip(side_by_side(works), expected, strict=True):
+            torch.testing.assert_close(future.result(), value, rtol=1e-9, atol=1e-9)
 
 
 def test_a_failure_stays_with_its_function(threads: int) -> None:
@@ -107,23 +131,31 @@ def test_a_failure_stays_with_its_function(threads: int) -> None:
         bad.result()
 
 
-def _in_child(sent: multiprocessing.Queue[list[int]]) -> None:
-    meeting = threading.Barrier(2, timeout=60)
-    sent.put(sorted(future.result() for future in side_by_side([meeting.wait] * 2)))
+def test_an_interruption_reaches_the_caller(threads: int) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for future in side_by_side([stop] * 2):
+        with pytest.raises(KeyboardInterrupt):
+            future.result()
+
+
+def _in_child(sent: multiprocessing.Queue[bool]) -> None:
+    sent.put(in_turn())
 
 
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork"
 )
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_process_has_helpers_of_its_own(threads: int) -> None:
+def test_a_forked_process_has_no_threads_of_its_parent(threads: int) -> None:
     side_by_side([int, int])
     context = multiprocessing.get_context("fork")
     sent = context.Queue()
     child = context.Process(target=_in_child, args=(sent,))
     child.start()
     try:
-        assert sent.get(timeout=60) == [0, 1]
+        assert sent.get(timeout=60)
     finally:
         child.kill()
         child.join()
@@ -216,12 +248,13 @@ def test_eigenpairs_that_are_expected_are_those_that_are_asked_for(
     )
 
 
-def test_large_matrices_are_solved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_matrices_are_solved_in_turn(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluate(problem())
-    monkeypatch.setattr(results, "_SIDE_ROWS", 23)  # 6 samples of 4 outputs
+    limit = "_SIDE_ROWS" if threads == 2 else "_MANY_ROWS"
+    monkeypatch.setattr(results, limit, 23)  # 6 samples of 4 outputs
     result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
     assert not result._grams._spectra.expected
-    monkeypatch.setattr(results, "_SIDE_ROWS", 24)
+    monkeypatch.setattr(results, limit, 24)
     result.expect_spectra(["ggn", "ntk", "ggn_pairs"], 3)
     assert result._grams._spectra.expected == {"ggn", "ntk", "ggn_pairs"}
 
