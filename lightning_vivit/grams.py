@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -124,7 +125,7 @@ class Grams:
             elif samples is None:
                 (self._values[key],) = self._spectrum(group, "ggn")
             else:
-                self._values[key] = self._solve_values(group, samples)
+                self._values[key] = self._solve_values(lambda: self._gram(group, samples))
         return self._values[key]
 
     def eigenpairs(
@@ -137,17 +138,18 @@ class Grams:
             if samples is None and k is not None and 1 <= k <= self._expected(group):
                 values, vectors = self._spectrum(group, "ggn_pairs")
             else:
-                values, vectors = self._solve_pairs(group, k, samples)
+                values, vectors = self._solve_pairs(lambda: self._gram(group, samples), k)
             kept = self._pairs[key] = values, vectors
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
 
     def _spectrum(self, group: str, kind: SpectrumKind) -> tuple[Tensor, ...]:
         """What one kind asks for, of all samples, with what else is expected of the group."""
+        gram = cache(lambda: self._gram(group, None))
         solvers: dict[SpectrumKind, Solver] = {
             "ntk": lambda: (ntk_eigenvalues(self.kernel(group)),),
-            "ggn": lambda: (self._solve_values(group, None),),
-            "ggn_pairs": lambda: self._solve_pairs(group, self._expected(group), None),
+            "ggn": lambda: (self._solve_values(gram),),
+            "ggn_pairs": lambda: self._solve_pairs(gram, self._expected(group)),
         }
         return self._spectra.get(group, kind, solvers)
 
@@ -164,13 +166,11 @@ class Grams:
         size = part.shape[0] * part.shape[1]
         return (part * self.subset_scale(len(kept))).reshape(size, size)
 
-    def _solve_values(self, group: str, samples: Sequence[int] | None) -> Tensor:
-        return self._solved(lambda: gram_eigenvalues(self._gram(group, samples), self._dtype))
+    def _solve_values(self, gram: Callable[[], Tensor]) -> Tensor:
+        return self._solved(lambda: gram_eigenvalues(gram(), self._dtype))
 
-    def _solve_pairs(
-        self, group: str, k: int | None, samples: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        return self._solved(lambda: gram_eigenpairs(self._gram(group, samples), k, self._dtype))
+    def _solve_pairs(self, gram: Callable[[], Tensor], k: int | None) -> tuple[Tensor, Tensor]:
+        return self._solved(lambda: gram_eigenpairs(gram(), k, self._dtype))
 
     def _solved(self, solve: Callable[[], _T]) -> _T:
         """The result of an eigensolver, the same one on all ranks."""

@@ -19,7 +19,6 @@ from lightning_vivit.problem import Problem
 from lightning_vivit.side_by_side import _Region, _region, side_by_side
 from lightning_vivit.spectra import Solver, Spectra, SpectrumKind
 
-
 regions = pytest.mark.skipif(_region() is None, reason="this OpenMP runs them in turn")
 
 
