@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -125,7 +124,7 @@ class Grams:
             elif samples is None:
                 (self._values[key],) = self._spectrum(group, "ggn")
             else:
-                self._values[key] = self._solve_values(lambda: self._gram(group, samples))
+                self._values[key] = self._solve_values(group, samples)
         return self._values[key]
 
     def eigenpairs(
@@ -138,18 +137,17 @@ class Grams:
             if samples is None and k is not None and 1 <= k <= self._expected(group):
                 values, vectors = self._spectrum(group, "ggn_pairs")
             else:
-                values, vectors = self._solve_pairs(lambda: self._gram(group, samples), k)
+                values, vectors = self._solve_pairs(group, k, samples)
             kept = self._pairs[key] = values, vectors
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
 
     def _spectrum(self, group: str, kind: SpectrumKind) -> tuple[Tensor, ...]:
         """What one kind asks for, of all samples, with what else is expected of the group."""
-        gram = cache(lambda: self._gram(group, None))
         solvers: dict[SpectrumKind, Solver] = {
             "ntk": lambda: (ntk_eigenvalues(self.kernel(group)),),
-            "ggn": lambda: (self._solve_values(gram),),
-            "ggn_pairs": lambda: self._solve_pairs(gram, self._expected(group)),
+            "ggn": lambda: (self._solve_values(group, None),),
+            "ggn_pairs": lambda: self._solve_pairs(group, self._expected(group), None),
         }
         return self._spectra.get(group, kind, solvers)
 
@@ -157,20 +155,30 @@ class Grams:
         """How many eigenpairs of all samples will be asked for; none beyond what the loss sees."""
         return min(self._expected_k, self.num_samples * self.columns(group))
 
-    def _gram(self, group: str, samples: Sequence[int] | None) -> Tensor:
+    def _gram(self, group: str, samples: Sequence[int] | None) -> tuple[Tensor, float]:
+        """V^T V over the scale, [N, M, N, M], and the scale."""
         weighted, _ = self.weighted(group)
         kept = self.indices(samples)
         if samples is not None:
             weighted = weighted[kept][:, :, kept]
-        part = weighted[:, :-1, :, :-1]
-        size = part.shape[0] * part.shape[1]
-        return (part * self.subset_scale(len(kept))).reshape(size, size)
+        return weighted[:, :-1, :, :-1], self.subset_scale(len(kept))
 
-    def _solve_values(self, gram: Callable[[], Tensor]) -> Tensor:
-        return self._solved(lambda: gram_eigenvalues(gram(), self._dtype))
+    def _solve_values(self, group: str, samples: Sequence[int] | None) -> Tensor:
+        def solve() -> Tensor:
+            gram, scale = self._gram(group, samples)
+            return gram_eigenvalues(gram, self._dtype) * scale
 
-    def _solve_pairs(self, gram: Callable[[], Tensor], k: int | None) -> tuple[Tensor, Tensor]:
-        return self._solved(lambda: gram_eigenpairs(gram(), k, self._dtype))
+        return self._solved(solve)
+
+    def _solve_pairs(
+        self, group: str, k: int | None, samples: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        def solve() -> tuple[Tensor, Tensor]:
+            gram, scale = self._gram(group, samples)
+            size = gram.shape[0] * gram.shape[1]
+            return gram_eigenpairs((gram * scale).reshape(size, size), k, self._dtype)
+
+        return self._solved(solve)
 
     def _solved(self, solve: Callable[[], _T]) -> _T:
         """The result of an eigensolver, the same one on all ranks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     """All eigenvalues, ascending; they are the GGN's nonzero ones, padded with zeros.
 
     Args:
-        gram: V^T V, [N*M, N*M].
+        gram: V^T V, [N, M, N, M] or [N*M, N*M].
         dtype: The dtype in which the kernel was computed. The eigenvalues of a large matrix are
             not computed with more precision than the matrix has.
 
@@ -34,7 +36,7 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ProblemError: The matrix is not finite.
     """
-    return symmetric_eigenvalues(_finite(gram, "GGN's Gram matrix"), dtype)
+    return _kernel_eigenvalues(gram, dtype, "GGN's Gram matrix")
 
 
 def ntk_eigenvalues(kernel: Tensor) -> Tensor:
@@ -49,11 +51,27 @@ def ntk_eigenvalues(kernel: Tensor) -> Tensor:
     Raises:
         ProblemError: The kernel is not finite.
     """
-    size = kernel.shape[0] * kernel.shape[1]
-    matrix = _finite(kernel, "NTK").reshape(size, size)
-    if not in_single_precision(size, kernel.dtype):
-        matrix = double(matrix)
-    return double(symmetric_eigenvalues(matrix, kernel.dtype))
+    dtype, size = kernel.dtype, kernel.shape[0] * kernel.shape[1]
+    kernel = kernel if in_single_precision(size, dtype) else double(kernel)
+    return double(_kernel_eigenvalues(kernel, dtype, "NTK"))
+
+
+def _kernel_eigenvalues(kernel: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`symmetric_eigenvalues` of inner products, [N, M, N, M] or a matrix.
+
+    Their largest entry is on the diagonal, and what is scaled by it is at most 1: one pass over
+    the entries scales them, rounds them and leaves them in a cache for the check.
+    """
+    size = math.prod(kernel.shape[: kernel.ndim // 2])
+    if in_single_precision(size, dtype):
+        diagonal = torch.einsum("aa->a" if kernel.ndim == 2 else "abab->ab", kernel)
+        largest = diagonal.max().clamp(min=torch.finfo(kernel.dtype).tiny)
+        scaled = torch.empty(kernel.shape, dtype=dtype, device=kernel.device)
+        torch.mul(kernel, 1 / largest, out=scaled)
+        if all_finite(scaled):
+            found = torch.linalg.eigvalsh(scaled.reshape(size, size), UPLO=_TRIANGLE)
+            return found.to(kernel.dtype) * largest
+    return symmetric_eigenvalues(_finite(kernel, name).reshape(size, size), dtype)
 
 
 def in_single_precision(size: int, dtype: torch.dtype) -> bool:

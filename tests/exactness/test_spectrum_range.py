@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lightning_vivit import spectrum
+from lightning_vivit.errors import ProblemError
 from lightning_vivit.metrics.functional import kernel_eigenvalues
-from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues
+from lightning_vivit.spectrum import gram_eigenpairs, gram_eigenvalues, ntk_eigenvalues
 
 SIZE = 320
 SPECTRA = {  # and for how many of k = 1, 5, 20 the block Krylov method ends
@@ -30,12 +31,49 @@ def test_eigenvalues_scale_with_the_matrix(size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(520, 20, dtype=torch.float64, generator=generator)
     expected = torch.linalg.eigvalsh(root.T @ root)  # the nonzero ones
-    found = gram_eigenvalues(root @ root.T * size, torch.float32) / size
-    torch.testing.assert_close(found[-20:], expected, rtol=1e-5, atol=0.0)
+    gram = root @ root.T * size
+    wider = torch.full((52, 11, 52, 11), 1e99, dtype=torch.float64)  # as beside the gradients
+    wider[:, :10, :, :10] = gram.reshape(52, 10, 52, 10)
+    for layout in (gram, gram.reshape(52, 10, 52, 10), wider[:, :10, :, :10]):
+        found = gram_eigenvalues(layout, torch.float32) / size
+        torch.testing.assert_close(found[-20:], expected, rtol=1e-5, atol=0.0)
 
 
 def test_zero_matrix() -> None:
     assert not gram_eigenvalues(torch.zeros(520, 520, dtype=torch.float64), torch.float32).any()
+
+
+@pytest.mark.parametrize("size", [1e-36, 1.0, 1e30])
+def test_eigenvalues_of_a_large_ntk(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(520, 20, dtype=torch.float64, generator=generator)
+    expected = torch.linalg.eigvalsh(root.T @ root)
+    kernel = (root @ root.T * size).float().reshape(52, 10, 52, 10)
+    found = ntk_eigenvalues(kernel)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found[-20:] / size, expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(found[:-20] / size, torch.zeros(500).double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 517)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_large_kernels_that_are_not_finite_are_refused(
+    place: tuple[int, int], value: float
+) -> None:
+    kernel = torch.eye(520)
+    kernel[place] = value
+    with pytest.raises(ProblemError, match="Gram matrix has entries that are not finite"):
+        gram_eigenvalues(kernel.double(), torch.float32)
+    with pytest.raises(ProblemError, match="NTK has entries that are not finite"):
+        ntk_eigenvalues(kernel.reshape(52, 10, 52, 10))
+
+
+def test_a_diagonal_that_vanished_is_not_divided_by() -> None:
+    kernel = torch.zeros(520, 520, dtype=torch.float64)
+    kernel[0, 1] = kernel[1, 0] = 1e-200
+    found = gram_eigenvalues(kernel, torch.float32)
+    assert float(found[-1]) == pytest.approx(1e-200)
+    assert float(found[0]) == pytest.approx(-1e-200)
 
 
 @pytest.mark.parametrize("name", SPECTRA)
