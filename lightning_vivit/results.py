@@ -24,9 +24,7 @@ from lightning_vivit.spectra import SpectrumKind
 from lightning_vivit.spectrum import numerical_floor
 
 _SIDE_ROWS = 4096  # of matrices that are solved at the same time, each with copies of its own
-_MANY_ROWS = (
-    1024  # the same where threads would be left over, of which a larger matrix can use some
-)
+_MANY_ROWS = 1024  # the same where threads are left over, of which a larger one can use some
 _KINDS = 3  # of spectra
 
 

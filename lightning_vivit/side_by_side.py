@@ -41,6 +41,9 @@ def side_by_side(works: Sequence[Callable[[], _T]]) -> list[Future[_T]]:
 
     Returns:
         Their results, all there: `Future.result` returns, or raises what the function raised.
+
+    Raises:
+        BaseException: What a function raised that is no error, such as KeyboardInterrupt.
     """
     futures: list[Future[_T]] = [Future() for _ in works]
     start, count = _region(), min(torch.get_num_threads(), len(works))
@@ -59,6 +62,9 @@ def side_by_side(works: Sequence[Callable[[], _T]]) -> list[Future[_T]]:
     for work, future in zip(works, futures, strict=True):
         if not future.done():  # all of them, or what an interruption left
             _run(work, future)
+        raised = future.exception()
+        if not isinstance(raised, (Exception, type(None))):
+            raise raised
     return futures
 
 
