@@ -64,6 +64,9 @@ def test_large_kernels_that_are_not_finite_are_refused(
     kernel[place] = value
     with pytest.raises(ProblemError, match="Gram matrix has entries that are not finite"):
         gram_eigenvalues(kernel.double(), torch.float32)
+    for k in (2, 500, None):  # some by block Krylov, all
+        with pytest.raises(ProblemError, match="Gram matrix has entries that are not finite"):
+            gram_eigenpairs(kernel.double(), k)
     with pytest.raises(ProblemError, match="NTK has entries that are not finite"):
         ntk_eigenvalues(kernel.reshape(52, 10, 52, 10))
 
