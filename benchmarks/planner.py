@@ -20,14 +20,15 @@ import torch
 
 from benchmarks.workloads import SHORT, build
 from lightning_vivit import Problem
-from lightning_vivit.backends import collector
-from lightning_vivit.backends.autograd import jacobian_factors
-from lightning_vivit.backends.proof import locate_samples
-from lightning_vivit.columns import shared_columns
 from lightning_vivit.factors import OuterProduct, contract
 from lightning_vivit.factors.planning import Size, predicted_costs
-from lightning_vivit.gram import fuse_biases
-from lightning_vivit.losses import SampleLayout, make_loss
+from lightning_vivit.jacobian import collector
+from lightning_vivit.jacobian.autograd import jacobian_factors
+from lightning_vivit.jacobian.columns import shared_columns
+from lightning_vivit.jacobian.proof import locate_samples
+from lightning_vivit.kernel.contraction import fuse_biases
+from lightning_vivit.losses import make_loss
+from lightning_vivit.samples.layout import SampleLayout
 
 FAR = 30.0
 REPEATS = 5

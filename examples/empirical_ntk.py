@@ -7,7 +7,7 @@ from torch import allclose, cat, einsum, eye, manual_seed, randn, stack, zeros_l
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn import Conv2d, Flatten, Linear, MSELoss, ReLU, Sequential
 
-from lightning_vivit.extensions.secondorder.vivit import ViViTGGNExact
+from lightning_vivit.backpack.vivit import ViViTGGNExact
 
 manual_seed(0)
 

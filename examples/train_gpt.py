@@ -13,12 +13,7 @@ import argparse
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_vivit import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-    Problem,
-)
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor, Problem
 from lightning_vivit.demo import CharacterGPT, ManualTextDataModule
 
 

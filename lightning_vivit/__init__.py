@@ -1,20 +1,16 @@
 """Curvature and tangent kernels of PyTorch Lightning modules, seen while they train."""
 
-from lightning_vivit.between import ntk_between
-from lightning_vivit.callbacks import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-)
-from lightning_vivit.computations import (
+from lightning_vivit.backpack.computations import (
     DirectionalDampedNewtonComputation,
     DirectionalDerivativesComputation,
     EighComputation,
     EigvalshComputation,
 )
-from lightning_vivit.directions import Directions
+from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
+from lightning_vivit.datasets import ntk_between
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
-from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
+from lightning_vivit.evaluation.directions import Directions
+from lightning_vivit.evaluation.evaluate import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.functions import (
     directional_derivatives,
     empirical_ntk,
@@ -22,10 +18,11 @@ from lightning_vivit.functions import (
     ggn_eigenvalues,
     newton_step,
 )
-from lightning_vivit.output_kernels import KernelEstimate
-from lightning_vivit.own_losses import loss_function, register_loss, unregister_loss
-from lightning_vivit.problem import Problem
-from lightning_vivit.rules import operation, register_rule, unregister_rule
+from lightning_vivit.kernel.modes import KernelEstimate
+from lightning_vivit.problem.own_losses import loss_function, register_loss, unregister_loss
+from lightning_vivit.problem.problem import Problem
+from lightning_vivit.problem.tape.operation import operation
+from lightning_vivit.rules import register_rule, unregister_rule
 
 __all__ = [
     "DirectionalDampedNewtonComputation",

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_vivit.directions import Damping, Directions
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.evaluation import Evaluation, evaluate
-from lightning_vivit.groups import ParamGroups
-from lightning_vivit.kernel_evaluation import cross_kernel
-from lightning_vivit.output_kernels import OutputKernel
-from lightning_vivit.problem import Problem
-from lightning_vivit.sizes import batch_size
+from lightning_vivit.evaluation.build_kernel import cross_kernel
+from lightning_vivit.evaluation.directions import Damping, Directions
+from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
+from lightning_vivit.kernel.modes import OutputKernel
+from lightning_vivit.problem.groups import ParamGroups
+from lightning_vivit.problem.problem import Problem
+from lightning_vivit.samples.batch import batch_size
 
 Loss = Callable[[Tensor, Any], Tensor]
 _T = TypeVar("_T")

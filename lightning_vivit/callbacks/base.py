@@ -25,7 +25,8 @@ from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation import BACKENDS, Evaluation
+from lightning_vivit.evaluation.evaluate import BACKENDS, Evaluation
+from lightning_vivit.evaluation.spectra import SpectrumKind
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -39,8 +40,7 @@ from lightning_vivit.loggers import (
 )
 from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.parallel import Ranks, Replica
-from lightning_vivit.rng import isolated_rng
-from lightning_vivit.spectra import SpectrumKind
+from lightning_vivit.problem.isolation.rng import isolated_rng
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
 

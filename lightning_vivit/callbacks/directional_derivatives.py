@@ -12,9 +12,9 @@ from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.callbacks.session import Found
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.figures import draw_directions
-from lightning_vivit.groups import layers_of
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics.functional import direction_statistics, gradient_statistics
+from lightning_vivit.problem.groups import layers_of
 
 
 class DirectionalDerivativesMonitor(Monitor):

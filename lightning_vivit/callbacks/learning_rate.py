@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vivit.metrics.functional import stability_limit
-from lightning_vivit.modes import plain_name
+from lightning_vivit.problem.groups import plain_name
 
 
 def learning_rate_and_momentum(

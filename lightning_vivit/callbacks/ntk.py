@@ -11,14 +11,14 @@ from torch import Tensor
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
 from lightning_vivit.callbacks.session import Found, Request
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.evaluation.evaluate import Evaluation
+from lightning_vivit.evaluation.kernel_only import OutputEvaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
+from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics.functional import kernel_statistics, trace_kernel
 from lightning_vivit.metrics.functional.kernel import kernel_distances
-from lightning_vivit.output_evaluation import OutputEvaluation
-from lightning_vivit.output_kernels import OutputKernel
-from lightning_vivit.spectrum import numerical_floor
 
 _DISTANCES = ("distance_first", "distance_previous")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation import MATRICES, METHODS
+from lightning_vivit.evaluation.evaluate import MATRICES, METHODS
 
 
 def require_integer(name: str, value: object, lowest: int) -> int:

@@ -20,9 +20,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_vivit.callbacks.isolation import private_copy
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.rng import isolated_rng
+from lightning_vivit.problem.isolation.private_copy import private_copy
+from lightning_vivit.problem.isolation.rng import isolated_rng
 
 SOURCES = ("batch", "train", "val")
 DEFAULT_PROBE_SIZE = 32  # for a loader that does not tell its batch size

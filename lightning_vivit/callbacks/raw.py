@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.loggers.files import npz, run_directory, step_file, write_file
-from lightning_vivit.loggers.report import Report
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.version import __version__
 
 FOLDER = "raw"

@@ -18,15 +18,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_vivit.callbacks.isolation import eval_mode
 from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
-from lightning_vivit.evaluation import Evaluation, MatrixFreeEvaluation, evaluate
-from lightning_vivit.groups import ParamGroups
-from lightning_vivit.kernel_evaluation import evaluate_outputs
-from lightning_vivit.matrixfree.lanczos import search_vectors
-from lightning_vivit.matrixfree.start import Start
-from lightning_vivit.output_kernels import OutputKernel
+from lightning_vivit.eigen.lanczos import search_vectors
+from lightning_vivit.eigen.start import Start
+from lightning_vivit.evaluation.build_kernel import evaluate_outputs
+from lightning_vivit.evaluation.evaluate import Evaluation, MatrixFreeEvaluation, evaluate
+from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.parallel import (
     Part,
     Ranks,
@@ -38,7 +36,9 @@ from lightning_vivit.parallel import (
     replica_bytes,
     take_part,
 )
-from lightning_vivit.problem import Problem
+from lightning_vivit.problem.groups import ParamGroups
+from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.problem import Problem
 
 Found: TypeAlias = "Evaluation | MatrixFreeEvaluation"
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]

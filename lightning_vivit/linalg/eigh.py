@@ -1,5 +1,5 @@
 """The import path that ViViT users know."""
 
-from lightning_vivit.computations import EighComputation
+from lightning_vivit.backpack.computations import EighComputation
 
 __all__ = ["EighComputation"]

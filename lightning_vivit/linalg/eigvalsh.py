@@ -1,5 +1,5 @@
 """The import path that ViViT users know."""
 
-from lightning_vivit.computations import EigvalshComputation
+from lightning_vivit.backpack.computations import EigvalshComputation
 
 __all__ = ["EigvalshComputation"]

@@ -1,6 +1,7 @@
 """Writing of monitored values to the loggers of a Trainer."""
 
 from lightning_vivit.loggers.dashboard import Chart, Panel
+from lightning_vivit.loggers.findings import Draw, Findings, Report
 from lightning_vivit.loggers.publish import (
     lay_out,
     publish,
@@ -8,7 +9,6 @@ from lightning_vivit.loggers.publish import (
     writer_for,
     x_axis_step,
 )
-from lightning_vivit.loggers.report import Draw, Findings, Report
 from lightning_vivit.loggers.writer import LogWriter
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch.loggers import CometLogger
 
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.pictures import finite, image
-from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 

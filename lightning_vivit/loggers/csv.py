@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_vivit.loggers.files import folder_bytes, npz, step_file, write_file
-from lightning_vivit.loggers.report import Report
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 FOLDER = "arrays"

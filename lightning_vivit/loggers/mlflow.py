@@ -7,8 +7,8 @@ from itertools import islice
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.pictures import image
-from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 MAX_METRICS = 1000  # of one request, the server's limit

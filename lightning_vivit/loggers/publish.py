@@ -21,8 +21,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_vivit.loggers.comet import CometWriter
 from lightning_vivit.loggers.csv import CSVWriter
 from lightning_vivit.loggers.dashboard import Chart
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.mlflow import MLFlowWriter
-from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.loggers.wandb import WandbWriter
 from lightning_vivit.loggers.writer import LogWriter

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_vivit.figures.canvas import draw_pixels
 from lightning_vivit.loggers.dashboard import Chart, layout
-from lightning_vivit.loggers.report import Report
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 BINS = 50

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.pictures import binned, finite, image
-from lightning_vivit.loggers.report import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 BINS = 64

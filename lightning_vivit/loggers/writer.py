@@ -8,7 +8,7 @@ from typing import ClassVar
 from lightning.pytorch.loggers import Logger
 
 from lightning_vivit.loggers.dashboard import Chart
-from lightning_vivit.loggers.report import Report
+from lightning_vivit.loggers.findings import Report
 
 PICTURES = ("histograms", "figures")  # what a report has for loggers beside the scalars
 

@@ -3,7 +3,6 @@
 from lightning_vivit.losses.base import SampleLoss
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.elementwise import ElementwiseLoss
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.registry import (
     SUPPORTED,
     LossRule,
@@ -11,6 +10,7 @@ from lightning_vivit.losses.registry import (
     make_loss,
     remove_loss_rule,
 )
+from lightning_vivit.samples.layout import SampleLayout
 
 __all__ = [
     "SUPPORTED",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.layout import SampleLayout
+from lightning_vivit.machine.numbers import all_finite
+from lightning_vivit.samples.layout import SampleLayout
 
 
 class SampleLoss(ABC):

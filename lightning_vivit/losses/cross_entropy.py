@@ -27,13 +27,13 @@ from lightning_vivit.losses.base import (
     read_weight,
 )
 from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.scaling import (
     average_draws,
     class_index_weights,
     class_probability_weights,
     scale_terms,
 )
+from lightning_vivit.samples.layout import SampleLayout
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

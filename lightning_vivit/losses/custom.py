@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.base import (
     SampleLoss,
     check_finite,
@@ -24,8 +23,9 @@ from lightning_vivit.losses.base import (
     read_outputs,
 )
 from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.scaling import average_draws, scale_terms
+from lightning_vivit.machine.numbers import all_finite
+from lightning_vivit.samples.layout import SampleLayout
 
 _MANY_OUTPUTS = 2048
 

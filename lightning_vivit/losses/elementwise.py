@@ -13,8 +13,8 @@ from lightning_vivit.losses.base import (
     random_device,
 )
 from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.scaling import average_draws, scale_terms
+from lightning_vivit.samples.layout import SampleLayout
 
 
 class ElementwiseLoss(SampleLoss):

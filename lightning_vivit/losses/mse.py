@@ -14,8 +14,8 @@ from lightning_vivit.losses.base import (
 )
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.elementwise import ElementwiseLoss
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.scaling import scale_terms
+from lightning_vivit.samples.layout import SampleLayout
 
 
 class SquaredError(ElementwiseLoss):

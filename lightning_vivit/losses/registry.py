@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import torch.nn.functional as F
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses.base import SampleLoss
@@ -11,8 +13,8 @@ from lightning_vivit.losses.bce import BinaryCrossEntropy
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.cross_entropy import CrossEntropy
 from lightning_vivit.losses.custom import CustomLoss
-from lightning_vivit.losses.layout import SampleLayout
 from lightning_vivit.losses.mse import SquaredError
+from lightning_vivit.samples.layout import SampleLayout
 
 LossRule: TypeAlias = "Callable[[LossCall, SampleLayout], SampleLoss]"
 
@@ -68,3 +70,34 @@ def make_loss(call: LossCall, layout: SampleLayout) -> SampleLoss:
             "loss function of outputs and targets."
         )
     return _RULES[call.name](call, layout)
+
+
+LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
+    F.cross_entropy: "cross_entropy",
+    F.nll_loss: "nll_loss",
+    F.mse_loss: "mse_loss",
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+}
+
+
+OTHER_LOSSES: dict[Callable[..., Any], str] = {
+    getattr(F, name): name
+    for name in (
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "kl_div",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+        "hinge_embedding_loss",
+        "soft_margin_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "multilabel_soft_margin_loss",
+        "cosine_embedding_loss",
+        "margin_ranking_loss",
+        "triplet_margin_loss",
+        "ctc_loss",
+    )
+}

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.finite import all_finite
 from lightning_vivit.losses.call import LossCall
+from lightning_vivit.machine.numbers import all_finite
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_vivit.backends.probing import tolerance
-from lightning_vivit.heap import HEAP_BLOCK
+from lightning_vivit.jacobian.probing import tolerance
+from lightning_vivit.jacobian.trust import Proofs, signature
+from lightning_vivit.machine.heap import HEAP_BLOCK
 from lightning_vivit.matrixfree.linear import graph_grad, not_twice
 from lightning_vivit.matrixfree.live import LivePart, Space
-from lightning_vivit.recording import Tape
-from lightning_vivit.tracing import tensors_in
-from lightning_vivit.trust import Proofs, signature
+from lightning_vivit.problem.tape.recorder import Tape
+from lightning_vivit.samples.batch import tensors_in
 
 _AGREED: Proofs[bool] = Proofs()  # whether the short layers' gradients are what autograd says
 

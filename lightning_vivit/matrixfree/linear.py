@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_vivit.batched import batched_grad
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.graph import graph_nodes
+from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.graph import graph_nodes
 
 
 class Linearization:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_vivit.losses import SampleLayout, SampleLoss
+from lightning_vivit.losses import SampleLoss
 from lightning_vivit.matrixfree.linear import Linearization, not_twice
+from lightning_vivit.samples.layout import SampleLayout
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.heap import reuse_freed_memory
-from lightning_vivit.losses import SampleLayout, make_loss
+from lightning_vivit.losses import make_loss
+from lightning_vivit.machine.heap import reuse_freed_memory
 from lightning_vivit.matrixfree.dual import DualSpace
+from lightning_vivit.matrixfree.fitting import fitting_samples
 from lightning_vivit.matrixfree.linear import Linearization, graph_grad
 from lightning_vivit.matrixfree.live import LivePart, Space, is_own, live_gradients
-from lightning_vivit.matrixfree.parts import (
+from lightning_vivit.matrixfree.microbatches import (
     Size,
     locate,
     require_loss,
     shares,
     split_samples,
 )
-from lightning_vivit.matrixfree.room import fitting_samples
-from lightning_vivit.matrixfree.twice import TwiceDifferentiable
-from lightning_vivit.problem import Problem, Recording
-from lightning_vivit.recording import Tape
-from lightning_vivit.replay import quiet_numerics
-from lightning_vivit.sizes import batch_size
+from lightning_vivit.problem.forms.twice import TwiceDifferentiable
+from lightning_vivit.problem.isolation.numerics import quiet_numerics
+from lightning_vivit.problem.problem import Problem, Recording
+from lightning_vivit.problem.tape.recorder import Tape
+from lightning_vivit.samples.batch import batch_size
+from lightning_vivit.samples.layout import SampleLayout
 
 MATRICES = ("ggn", "hessian")
 _PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()

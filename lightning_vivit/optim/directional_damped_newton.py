@@ -1,5 +1,5 @@
 """The import path that ViViT users know."""
 
-from lightning_vivit.computations import DirectionalDampedNewtonComputation
+from lightning_vivit.backpack.computations import DirectionalDampedNewtonComputation
 
 __all__ = ["DirectionalDampedNewtonComputation"]

@@ -1,5 +1,5 @@
 """The import path that ViViT users know."""
 
-from lightning_vivit.computations import DirectionalDerivativesComputation
+from lightning_vivit.backpack.computations import DirectionalDerivativesComputation
 
 __all__ = ["DirectionalDerivativesComputation"]

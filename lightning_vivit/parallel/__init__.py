@@ -2,10 +2,10 @@
 
 from lightning_vivit.parallel.batches import fingerprint, gather_batch, take_part
 from lightning_vivit.parallel.buffers import common_buffers
+from lightning_vivit.parallel.fitting import check_room, replica_bytes
 from lightning_vivit.parallel.kernels import shared_kernels
 from lightning_vivit.parallel.ranks import PeerError, Ranks
 from lightning_vivit.parallel.replica import SHARDED, Replica
-from lightning_vivit.parallel.room import check_room, replica_bytes
 from lightning_vivit.parallel.whole import Part, Whole, join
 
 __all__ = [

@@ -23,13 +23,14 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import Factor, OuterProduct
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.factors.planning import Size, predicted_costs
-from lightning_vivit.gram import fuse_biases
-from lightning_vivit.kernels import Kernels, KernelTask
-from lightning_vivit.memory import Pass, default_budget, kernel_bytes, plan_passes
+from lightning_vivit.kernel.compute import Kernels, KernelTask
+from lightning_vivit.kernel.contraction import fuse_biases
+from lightning_vivit.kernel.passes import Pass, kernel_bytes, plan_passes
+from lightning_vivit.kernel.plan import Plan
+from lightning_vivit.machine.memory import default_budget
 from lightning_vivit.parallel.messages import Form, rows_form
 from lightning_vivit.parallel.ranks import wire_device
 from lightning_vivit.parallel.whole import Whole
-from lightning_vivit.plan import Plan
 
 _Named: TypeAlias = "dict[tuple[str, str], Factor]"  # (group, parameters) -> factor
 

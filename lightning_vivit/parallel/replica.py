@@ -17,8 +17,8 @@ from torch import nn
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.parallel.ranks import Ranks
-from lightning_vivit.precision import LOW
-from lightning_vivit.replay import mend_copy, shared_objects
+from lightning_vivit.problem.isolation.precision import LOW
+from lightning_vivit.problem.isolation.shadow import mend_copy, shared_objects
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy)
 

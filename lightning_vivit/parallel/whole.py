@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lightning_vivit.backends.autograd import Structure
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses import LossCall, SampleLayout
+from lightning_vivit.jacobian.autograd import Structure
+from lightning_vivit.losses import LossCall
 from lightning_vivit.parallel.ranks import Ranks
-from lightning_vivit.problem import Problem, Recording
+from lightning_vivit.problem.problem import Problem, Recording
+from lightning_vivit.samples.layout import SampleLayout
 
 _T = TypeVar("_T")
 

@@ -1,5 +1,6 @@
 """Rules that turn one operation's columns into factors; importing the package registers them."""
 
+from lightning_vivit.problem.tape.operation import operation
 from lightning_vivit.rules import (
     conv,
     conv_transpose,
@@ -10,14 +11,7 @@ from lightning_vivit.rules import (
     product,
 )
 from lightning_vivit.rules.dense import dense_rule
-from lightning_vivit.rules.registry import (
-    Rule,
-    Use,
-    find_rule,
-    operation,
-    register_rule,
-    unregister_rule,
-)
+from lightning_vivit.rules.registry import Rule, Use, find_rule, register_rule, unregister_rule
 
 __all__ = [
     "Rule",

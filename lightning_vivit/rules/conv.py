@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_vivit.factors import Factor, OuterProduct, Shift
 from lightning_vivit.factors.pixels import Axis, Pixels
+from lightning_vivit.problem.forms.windows import as_tuple, patches
 from lightning_vivit.rules.registry import Use, register_rule
-from lightning_vivit.windows import as_tuple, patches
 
 _ADJACENT = 24  # entries of a patch that lie together, from which they are copied fast
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vivit.factors import Factor, OuterProduct, Shift
+from lightning_vivit.problem.forms.windows import as_tuple, patches
 from lightning_vivit.rules.registry import Use, register_rule
-from lightning_vivit.windows import as_tuple, patches
 
 
 @register_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

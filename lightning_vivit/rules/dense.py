@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.axes import SampleAxis
-from lightning_vivit.batched import batched_grad
 from lightning_vivit.factors import Dense, Factor
-from lightning_vivit.recording import Call
-from lightning_vivit.tracing import tensors_in
+from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.recorder import Call
+from lightning_vivit.samples.axis import SampleAxis
+from lightning_vivit.samples.batch import tensors_in
 
 
 def dense_rule(

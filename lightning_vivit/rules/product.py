@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.axes import SampleAxis
 from lightning_vivit.factors import Factor, OuterProduct
 from lightning_vivit.rules.broadcast import broadcasts_over_samples, reduce_columns
 from lightning_vivit.rules.registry import Use, register_rule
+from lightning_vivit.samples.axis import SampleAxis
 
 
 @register_rule(torch.einsum)

@@ -11,18 +11,16 @@ that the rule does not cover this configuration; the dense rule then takes the o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
-from lightning_vivit.axes import SampleAxis
 from lightning_vivit.factors import Factor
-from lightning_vivit.recording import Call
+from lightning_vivit.problem.tape.recorder import Call
+from lightning_vivit.samples.axis import SampleAxis
 
 
 @dataclass(frozen=True)
@@ -76,33 +74,8 @@ class Use:
         return self.call.arguments(*names, **defaults)
 
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
 Rule = Callable[[Use], "list[tuple[Tensor, Factor]] | None"]
 _RULES: dict[Callable[..., Any], Rule] = {}
-
-
-def operation(function: _Function) -> _Function:
-    """Make a Python function a single operation, so that it can have a rule (decorator).
-
-    Without it the recorder sees the functions of torch that the function calls, and what is hidden
-    in an `autograd.Function` is computed densely. The function is called as before.
-
-    Args:
-        function: Combines parameters with data.
-
-    Returns:
-        The function.
-    """
-
-    @functools.wraps(function)
-    def visible(*args: Any, **kwargs: Any) -> Any:
-        tensors = tuple(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        if has_torch_function(tensors):
-            return handle_torch_function(visible, tensors, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    return visible  # type: ignore[return-value]
 
 
 def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:

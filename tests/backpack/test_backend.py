@@ -204,7 +204,7 @@ def test_square_transpose_is_refused() -> None:
 
 def test_a_wrong_jacobian_is_found_by_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the inspection, the check against autograd refuses the silently wrong result."""
-    from lightning_vivit.backends.backpack import guard
+    from lightning_vivit.backpack import guard
 
     monkeypatch.setattr(guard.Guard, "check", lambda self: None)
     model, x = Hidden().double(), torch.randn(N, 4, 4).double()
@@ -323,7 +323,7 @@ def test_nothing_is_left_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*arguments: object) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("lightning_vivit.extensions.secondorder.vivit.layer_factor", broken)
+    monkeypatch.setattr("lightning_vivit.backpack.vivit.layer_factor", broken)
     with pytest.raises(ProblemError, match="in the middle"):
         evaluate(Problem(model, nn.CrossEntropyLoss(), x, TARGETS), backend="backpack")
     assert traces_of_backpack(model) == []
@@ -344,7 +344,7 @@ def test_copies_and_their_activations_are_freed(
     problem = Problem(model, nn.CrossEntropyLoss(), x, TARGETS)
     before = living_convolutions()
     if fails:
-        monkeypatch.setattr("lightning_vivit.extensions.secondorder.vivit.layer_factor", None)
+        monkeypatch.setattr("lightning_vivit.backpack.vivit.layer_factor", None)
     for _ in range(3):
         if fails:
             with pytest.raises(ProblemError, match="BackPACK failed"):
@@ -475,7 +475,7 @@ def test_a_failing_pass_leaves_the_training_as_it_is(
     def broken(*arguments: object) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("lightning_vivit.extensions.secondorder.vivit.layer_factor", broken)
+    monkeypatch.setattr("lightning_vivit.backpack.vivit.layer_factor", broken)
     with pytest.warns(RuntimeWarning, match="in the middle"):
         watched = train(
             tmp_path, "broken", GGNSpectrumMonitor(k=3, data="train", backend="backpack")
@@ -490,7 +490,7 @@ def test_a_failing_pass_leaves_the_training_as_it_is(
 def test_auto_says_its_choice_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_vivit.gram_evaluation._SAID", set())
+    monkeypatch.setattr("lightning_vivit.evaluation.build_exact._SAID", set())
     model, x = build("relu")
     with caplog.at_level("INFO", logger="lightning_vivit"):
         for _ in range(3):

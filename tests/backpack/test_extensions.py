@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lightning_vivit
 from lightning_vivit import OptionError, ProblemError, ggn_eigenvalues
-from lightning_vivit.computations import (
+from lightning_vivit.backpack.computations import (
     DirectionalDampedNewtonComputation,
     DirectionalDerivativesComputation,
     EighComputation,

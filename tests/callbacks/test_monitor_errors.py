@@ -22,7 +22,7 @@ from lightning_vivit.callbacks import (
 )
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.problem import Problem
+from lightning_vivit.problem.problem import Problem
 
 KINDS = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
 
@@ -173,7 +173,7 @@ def test_raise_ends_the_run_and_restores_the_module(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("lightning_vivit.gram_evaluation.compute_kernels", broken)
+    monkeypatch.setattr("lightning_vivit.evaluation.build_exact.compute_kernels", broken)
     module = Delicate()
     monitor = GGNSpectrumMonitor(on_error="raise")
     fit = trainer(tmp_path, monitor, logger=RecordingLogger())

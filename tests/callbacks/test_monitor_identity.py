@@ -16,12 +16,8 @@ import torch.nn.functional as F
 from monitor_toys import Classifier, Delicate, NoisyDataset, RecordingLogger, loader, trainer
 from torch import Tensor
 
-from lightning_vivit.callbacks import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-)
-from lightning_vivit.problem import Problem
+from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
+from lightning_vivit.problem.problem import Problem
 
 OWN = ("ggn/", "directions/", "ntk/", "cost/")
 
@@ -197,7 +193,7 @@ def test_a_failing_monitor_leaves_the_run_as_it_is(
         raise RuntimeError("injected")
 
     plain = run(tmp_path, Delicate(), [])
-    monkeypatch.setattr("lightning_vivit.gram_evaluation.compute_kernels", broken)
+    monkeypatch.setattr("lightning_vivit.evaluation.build_exact.compute_kernels", broken)
     with pytest.warns(RuntimeWarning, match="injected"):
         watched = run(tmp_path, Delicate(), [GGNSpectrumMonitor(every_n_steps=2)])
     assert watched.pop("monitored") == set()

@@ -23,11 +23,7 @@ from monitor_toys import (
 )
 from torch import Tensor
 
-from lightning_vivit.callbacks import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-)
+from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 from lightning_vivit.loggers import LogWriter, Report, writer_for
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 
@@ -169,7 +165,7 @@ def test_one_point_for_each_step_of_the_x_axis(tmp_path: Path, kind: str) -> Non
                 optimizer.step()  # type: ignore[union-attr]
 
     def problem(module: pl.LightningModule, batch: Any) -> Any:
-        from lightning_vivit.problem import Problem
+        from lightning_vivit.problem.problem import Problem
 
         return Problem(module, torch.nn.CrossEntropyLoss(), batch[0], batch[1])
 

@@ -15,10 +15,11 @@ from monitor_toys import Classifier, NoisyDataset, blobs, loader, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
-from lightning_vivit.callbacks.isolation import eval_mode, private_copy
 from lightning_vivit.callbacks.probe import BatchSource, batch_size, clone_tensors, limit_samples
 from lightning_vivit.errors import OptionError
-from lightning_vivit.rng import isolated_rng
+from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.private_copy import private_copy
+from lightning_vivit.problem.isolation.rng import isolated_rng
 
 
 class Fetcher(pl.Callback):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from monitor_toys import Classifier, RecordingLogger, loader, trainer
 
-from lightning_vivit import evaluation, grams, spectra
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
     GGNSpectrumMonitor,
@@ -18,8 +17,11 @@ from lightning_vivit.callbacks import (
     NTKMonitor,
     session,
 )
-from lightning_vivit.problem import Problem
-from lightning_vivit.side_by_side import side_by_side
+from lightning_vivit.evaluation import evaluate as evaluation
+from lightning_vivit.evaluation import solved as grams
+from lightning_vivit.evaluation import spectra
+from lightning_vivit.machine.threads import side_by_side
+from lightning_vivit.problem.problem import Problem
 
 
 @pytest.fixture

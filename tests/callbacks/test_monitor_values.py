@@ -20,7 +20,7 @@ from lightning_vivit.callbacks import (
 )
 from lightning_vivit.callbacks.learning_rate import heavy_ball
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
 from lightning_vivit.functions import empirical_ntk
 from lightning_vivit.metrics.functional import (
     kernel_alignment,
@@ -28,7 +28,7 @@ from lightning_vivit.metrics.functional import (
     stability_limit,
     subspace_overlap,
 )
-from lightning_vivit.problem import Problem
+from lightning_vivit.problem.problem import Problem
 
 
 class Snapshots(pl.Callback):

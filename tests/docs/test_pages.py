@@ -19,9 +19,9 @@ import yaml
 
 import lightning_vivit
 import lightning_vivit.version
-from lightning_vivit import recording
 from lightning_vivit.cli import main
 from lightning_vivit.losses import registry as losses
+from lightning_vivit.problem.tape import recorder as recording
 from lightning_vivit.rules import registry as rules
 
 ROOT = Path(__file__).parents[2]

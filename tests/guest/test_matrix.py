@@ -25,12 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vivit import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-    Problem,
-)
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor, Problem
 
 OWN = ("ggn/", "directions/", "ntk/", "cost/")
 STEPS = 20

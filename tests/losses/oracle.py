@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_vivit.losses import LossCall, SampleLayout, SampleLoss, make_loss
+from lightning_vivit.losses import LossCall, SampleLoss, make_loss
+from lightning_vivit.samples.layout import SampleLayout
 
 
 def mse_loss(

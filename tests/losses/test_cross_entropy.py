@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.losses import LossCall, SampleLayout, make_loss
+from lightning_vivit.losses import LossCall, make_loss
+from lightning_vivit.samples.layout import SampleLayout
 
 from .oracle import check, check_monte_carlo, torch_loss
 

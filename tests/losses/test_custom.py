@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses import SUPPORTED, LossCall, SampleLayout, make_loss
+from lightning_vivit.losses import SUPPORTED, LossCall, make_loss
+from lightning_vivit.samples.layout import SampleLayout
 
 from .oracle import check, check_monte_carlo
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses import LossCall, SampleLayout, make_loss
+from lightning_vivit.losses import LossCall, make_loss
+from lightning_vivit.samples.layout import SampleLayout
 
 from .oracle import check, check_monte_carlo
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lightning_vivit import Problem, evaluate
 from lightning_vivit.demo.gpt import GPT
-from lightning_vivit.losses import LossCall, SampleLayout, make_loss
+from lightning_vivit.losses import LossCall, make_loss
 from lightning_vivit.matrixfree.products import Products
+from lightning_vivit.samples.layout import SampleLayout
 
 CALLS = {
     "cross_entropy": ({"label_smoothing": 0.1, "ignore_index": 1}, "classes"),

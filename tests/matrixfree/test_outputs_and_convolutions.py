@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_vivit import Problem, evaluate
-from lightning_vivit.losses import LossCall, SampleLayout, make_loss
-from lightning_vivit.matrixfree.convolution import convolve
-from lightning_vivit.matrixfree.evaluation import MatrixFreeEvaluation
+from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
+from lightning_vivit.losses import LossCall, make_loss
+from lightning_vivit.problem.forms.convolution import convolve
+from lightning_vivit.samples.layout import SampleLayout
 
 
 def wide(classes=5):

@@ -9,7 +9,7 @@ from parallel_runs import VALUES, K
 from torch import Tensor
 
 from lightning_vivit import Problem
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
 
 
 def whole_batch(found: list[dict[str, Any]]) -> list[Tensor]:

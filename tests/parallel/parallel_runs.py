@@ -31,14 +31,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_vivit.parallel.kernels
-from lightning_vivit import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-    Problem,
-)
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor, Problem
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.evaluation import Evaluation
+from lightning_vivit.evaluation.evaluate import Evaluation
 from lightning_vivit.loggers import Findings
 
 K = 4

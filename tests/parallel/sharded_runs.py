@@ -35,12 +35,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from lightning_vivit import (
-    DirectionalDerivativesMonitor,
-    GGNSpectrumMonitor,
-    NTKMonitor,
-    Problem,
-)
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor, Problem
 from lightning_vivit.parallel import Ranks, gathering
 
 

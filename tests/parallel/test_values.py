@@ -11,7 +11,7 @@ from parallel_launch import read
 from parallel_runs import VALUES, K, Net, keepers
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_vivit.evaluation import evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
 
 
 def check(name: str, folder: Path, ranks: int) -> None:

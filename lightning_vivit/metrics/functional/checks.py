@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
 from lightning_vivit.errors import OptionError
-from lightning_vivit.finite import all_finite
+from lightning_vivit.machine.numbers import all_finite, double
 
 
 def refusal(got: str, supported: str, do: str) -> OptionError:

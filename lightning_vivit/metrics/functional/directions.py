@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
+from lightning_vivit.machine.numbers import double
 from lightning_vivit.metrics.functional.checks import floats, number, refusal
 
 

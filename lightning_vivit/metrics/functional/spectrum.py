@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from lightning_vivit.double import double
+from lightning_vivit.machine.numbers import double
 from lightning_vivit.metrics.functional.checks import floats, number, refusal
 
 _UNIT_TOLERANCE = 0.1  # directions are unit vectors up to rounding; coarser means another object

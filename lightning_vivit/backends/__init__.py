@@ -1,1 +1,0 @@
-"""Ways to get Jacobian factors of a model."""

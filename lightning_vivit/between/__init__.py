@@ -1,5 +1,0 @@
-"""Tangent kernels of whole data sets, block by block."""
-
-from lightning_vivit.between.blocks import ntk_between
-
-__all__ = ["ntk_between"]

@@ -1,0 +1,91 @@
+"""Evaluate the NTK alone, with no more backward passes than its mode needs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_vivit.evaluation.build_exact import choose_session, located
+from lightning_vivit.evaluation.kernel_only import OutputEvaluation
+from lightning_vivit.kernel.compute import KernelTask, compute_kernels
+from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
+from lightning_vivit.problem.groups import ParamGroups, resolve_groups
+from lightning_vivit.problem.problem import Problem, Recording
+from lightning_vivit.problem.tape.backend import Backend
+from lightning_vivit.samples.layout import SampleLayout
+
+
+def evaluate_outputs(
+    problem: Problem,
+    wanted: OutputKernel,
+    *,
+    param_groups: ParamGroups = "all",
+    max_memory: int | None = None,
+    backend: str = "auto",
+) -> OutputEvaluation:
+    """The kernel of a batch with itself, with no more backward passes than its mode needs.
+
+    Args:
+        problem: A problem with or without a loss.
+        wanted: Mode and outputs.
+        param_groups: As in `evaluate`.
+        max_memory: As in `evaluate`.
+        backend: As in `evaluate`.
+
+    Returns:
+        The kernels, and the targets of the loss.
+
+    Raises:
+        OptionError: Unknown option value.
+        ProblemError: The problem is not supported; the message says what is.
+    """
+    session = choose_session(backend, "exact")
+    groups = resolve_groups(param_groups, problem.trainable())
+    names = [name for members in groups.values() for name in members]
+    with problem.recorded(names, session, for_sweeps=True) as live:
+        task, layout = _output_task(live, groups, wanted, session)
+        kernels = compute_kernels(task, wanted.contraction, None, max_memory)
+    found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
+    return OutputEvaluation(live, layout, groups, kernels, task.structure.unused, wanted, found)
+
+
+def cross_kernel(
+    problem: Problem,
+    split: int | None,
+    wanted: OutputKernel,
+    param_groups: ParamGroups,
+    max_memory: int | None = None,
+    backend: str = "auto",
+) -> dict[str, Tensor | KernelEstimate]:
+    """NTK between the first `split` samples of a problem and the others.
+
+    Args:
+        problem: A problem without a loss.
+        split: Number of samples on the left side; None for all against all.
+        wanted: Mode and outputs.
+        param_groups: As in `evaluate`.
+        max_memory: As in `evaluate`.
+        backend: As in `evaluate`.
+
+    Returns:
+        Group name -> kernel in the layout of the mode, see `OutputKernel`.
+    """
+    session = choose_session(backend, "exact")
+    groups = resolve_groups(param_groups, problem.trainable())
+    names = [name for members in groups.values() for name in members]
+    with problem.recorded(names, session, for_sweeps=True) as live:
+        task, _ = _output_task(live, groups, wanted, session)
+        kernels = compute_kernels(task, wanted.contraction, split, max_memory).blocks
+    return {group: wanted.finish(kernel) for group, kernel in kernels.items()}
+
+
+def _output_task(
+    recording: Recording,
+    groups: dict[str, list[str]],
+    wanted: OutputKernel,
+    session: Backend | None,
+) -> tuple[KernelTask, SampleLayout]:
+    axis, structure = located(recording, session)
+    layout = SampleLayout(axis.num_samples, axis.minor)
+    columns = wanted.columns(recording.outputs, layout)
+    tape, outputs = recording.tape, recording.outputs
+    return KernelTask(tape, outputs, axis, structure, columns, groups, session), layout

@@ -1,0 +1,143 @@
+"""Evaluate a problem: by kernels and Gram matrices, or by matrix-free products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from lightning_vivit.eigen.start import Start
+from lightning_vivit.errors import OptionError
+from lightning_vivit.evaluation.build_exact import BACKENDS, choose_session, gram_evaluation
+from lightning_vivit.evaluation.choice import METHODS, choose_method, known_choice
+from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
+from lightning_vivit.matrixfree.products import MATRICES
+from lightning_vivit.parallel import Part
+from lightning_vivit.problem.groups import ParamGroups, resolve_groups
+from lightning_vivit.problem.problem import Problem
+
+COLUMNS = ("exact", "mc")
+
+
+def evaluate(
+    problem: Problem,
+    *,
+    param_groups: ParamGroups = "all",
+    columns: str = "exact",
+    mc_samples: int = 1,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    kernel: bool | None = None,
+    backend: str = "auto",
+    method: str = "gram",
+    k: int = 10,
+    tol: float = 1e-3,
+    matrix: str = "ggn",
+    microbatch: int | None = None,
+    start: Mapping[str, Start] | None = None,
+    part: Part | None = None,
+) -> Evaluation | MatrixFreeEvaluation:
+    """Run a problem once and keep its kernels, or prepare its matrix-free products.
+
+    Args:
+        problem: What is differentiated.
+        param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
+        columns: ``exact`` or ``mc`` (Monte-Carlo estimate of the loss Hessian).
+        mc_samples: Columns for each sample with ``mc``.
+        generator: Random generator for ``mc``.
+        dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
+        max_memory: Bytes that may be used over the model's forward pass; None for half of what
+            is free on the device. Matrix-free it limits the samples that are in memory at once;
+            the vectors of the search are not counted.
+        kernel: Whether `Evaluation.ntk` will be asked for. With False only the output directions
+            that the loss sees are backpropagated (C - 1 of C for cross-entropy); with True
+            ``auto`` takes the Gram matrix, which alone has it. None is True once there is one.
+        backend: ``autograd`` works for any architecture; ``backpack`` extends a copy of the
+            module with BackPACK and refuses what BackPACK cannot do; ``auto`` takes autograd,
+            which was faster on every network of the benchmark.
+        method: ``gram`` (all eigenvalues from the Gram matrix), ``mc`` (the same from Monte-Carlo
+            columns), ``matrix_free`` (the k leading pairs from products, see
+            `MatrixFreeEvaluation`), or ``auto``: the Gram matrix up to 2048 rows N*D, and beyond
+            that what is predicted to be faster and fits into memory. ``auto`` never takes ``mc``.
+        k: Eigenpairs that a matrix-free evaluation computes.
+        tol: Relative residual of matrix-free eigenpairs.
+        matrix: ``ggn``, or ``hessian`` (the true Hessian of the loss, always matrix-free).
+        microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
+        start: `MatrixFreeEvaluation.warm_start` of an earlier evaluation.
+        part: In a run of several processes, says that the problem's batch is this rank's part of
+            one batch; the results are then those of the whole batch, on every rank. Gram matrices
+            only.
+
+    Returns:
+        The evaluation. A Gram matrix costs one forward pass, D backward passes in one batch
+        (``mc``: mc_samples + 1), and the contraction.
+
+    Raises:
+        OptionError: Unknown option value.
+        ProblemError: The problem is not supported; the message says what is.
+    """
+    if columns not in COLUMNS:
+        raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
+    if method not in METHODS:
+        raise OptionError(f"Unknown method {method!r}. Supported: {', '.join(METHODS)}.")
+    if matrix not in MATRICES:
+        raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
+    columns = "mc" if method == "mc" else columns
+    groups = resolve_groups(param_groups, problem.trainable())
+    wanted = [name for names in groups.values() for name in names]
+    undecided = method == "auto" and columns == "exact" and backend != "backpack" and part is None
+    if matrix == "hessian":
+        if method == "mc" or columns == "mc":
+            raise OptionError("Monte-Carlo columns estimate the GGN. Use matrix='ggn'.")
+        method, undecided = "matrix_free", False
+
+    def matrix_free() -> MatrixFreeEvaluation:
+        return MatrixFreeEvaluation(
+            problem,
+            groups,
+            k=k,
+            tol=tol,
+            matrix=matrix,
+            microbatch=microbatch,
+            max_memory=max_memory,
+            start=start,
+        )
+
+    if method == "matrix_free" and part is not None:
+        raise OptionError("Matrix-free products are not divided among ranks. Give the whole batch.")
+    if undecided:
+        method = known_choice(problem, wanted, k, bool(kernel), max_memory) or method
+    if method == "matrix_free":
+        return matrix_free()
+    session = choose_session(backend, columns)
+    with problem.recorded(wanted, session, part is not None, True) as recording:
+        if undecided and recording.loss is not None:
+            method = choose_method(problem, recording, wanted, k, bool(kernel), max_memory)
+        if method != "matrix_free":
+            return gram_evaluation(
+                recording,
+                session,
+                groups,
+                columns=columns,
+                mc_samples=mc_samples,
+                generator=generator,
+                dtype=dtype,
+                max_memory=max_memory,
+                kernel=kernel is not False,
+                part=part,
+            )
+    del recording  # and its graph
+    return matrix_free()
+
+
+__all__ = [
+    "BACKENDS",
+    "COLUMNS",
+    "MATRICES",
+    "METHODS",
+    "Evaluation",
+    "MatrixFreeEvaluation",
+    "evaluate",
+]

@@ -1,0 +1,1 @@
+"""Jacobian factors of every operation that uses parameters."""

@@ -1,0 +1,1 @@
+"""Kernels of parameter groups from Jacobian factors, within a memory budget."""

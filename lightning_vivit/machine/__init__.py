@@ -1,0 +1,1 @@
+"""The machine: memory, threads, and what its numbers can hold."""

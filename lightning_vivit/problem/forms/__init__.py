@@ -1,0 +1,1 @@
+"""Equivalent forms of operations: the same values, with derivatives that are there or cheaper."""

@@ -1,0 +1,1 @@
+"""Evaluate a module without leaving a trace in the run."""

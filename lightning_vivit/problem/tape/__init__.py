@@ -1,0 +1,1 @@
+"""One forward pass as it was recorded: operations, loss calls, graph."""
