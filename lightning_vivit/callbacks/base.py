@@ -25,8 +25,7 @@ from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation.evaluate import BACKENDS, Evaluation
-from lightning_vivit.evaluation.spectra import SpectrumKind
+from lightning_vivit.evaluation.evaluate import BACKENDS
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -111,7 +110,6 @@ class Monitor(Callback):
     panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     needs_kernel = False  # whether `measure` asks for the NTK
-    spectra: tuple[SpectrumKind, ...] = ()  # for which `measure` asks
     method = "auto"
     matrix = "ggn"
     tol = 1e-2  # of matrix-free eigenpairs
@@ -353,10 +351,6 @@ class Monitor(Callback):
             due = bool(self._session.ranks.first(due))  # it may say something else on each rank
         return due and self._session.affords(self, self._step, self.max_overhead)
 
-    def _will_look(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether this monitor is to compute at the current step, as far as can be told early."""
-        return self.schedule.function is None and self._may_look(trainer, batch_idx)
-
     def _may_look(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether it can't be ruled out that this monitor computes at the current step."""
         if self._stopped or self.schedule.function is not None:
@@ -407,11 +401,6 @@ class Monitor(Callback):
                 self.source.seed + self._step,
                 any(m.needs_kernel and m._may_look(trainer, batch_idx) for m in sharers),
             )
-            if isinstance(evaluation, Evaluation):
-                due = [m for m in sharers if m is self or m._will_look(trainer, batch_idx)]
-                kinds = {kind for monitor in due for kind in monitor.spectra}
-                k = max((m.k for m in due if "ggn_pairs" in m.spectra), default=0)
-                evaluation.expect_spectra(kinds, k)
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
             report = self._report(evaluation)

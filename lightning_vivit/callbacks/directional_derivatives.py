@@ -67,7 +67,6 @@ class DirectionalDerivativesMonitor(Monitor):
     """
 
     section = "directions"
-    spectra = ("ggn_pairs",)
     panels: tuple[Panel, ...] = (
         Panel("Directions", "Signal to noise of the slopes, per sample", ("gamma_snr_i",)),
         Panel("Directions", "Signal to noise of the curvatures, per sample", ("lambda_snr_i",)),

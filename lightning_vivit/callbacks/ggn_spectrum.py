@@ -114,7 +114,6 @@ class GGNSpectrumMonitor(Monitor):
             self.section = "hessian"
         self._title = f"{'GGN' if matrix == 'ggn' else 'Hessian'} eigenvalues"
         self.overlap = overlap
-        self.spectra = ("ggn", "ggn_pairs") if overlap else ("ggn",)
         self.parameter_vectors = 2 * k if overlap else 0  # now and at the previous step
         self._subspaces: dict[str, list[Tensor]] = {}  # parts of the previous one
         self._rates: dict[str, tuple[float, float] | None] = {}

@@ -12,7 +12,6 @@ from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.options import require_choice
 from lightning_vivit.callbacks.session import Found, Request
 from lightning_vivit.eigen.dense import numerical_floor
-from lightning_vivit.evaluation.evaluate import Evaluation
 from lightning_vivit.evaluation.kernel_only import OutputEvaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.kernel.modes import OutputKernel
@@ -95,7 +94,6 @@ class NTKMonitor(Monitor):
         alone = outputs is not None or mode in ("pseudo", "projected")
         self._wanted = wanted if alone else None
         self.needs_kernel = not alone
-        self.spectra = () if alone or mode != "full" else ("ntk",)
         self._past: dict[str, dict[str, Tensor]] = {}
 
     def options(self) -> dict[str, object]:
@@ -116,13 +114,8 @@ class NTKMonitor(Monitor):
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)
         k = self.limit_k(size)
-        known = None
-        if self.spectra and isinstance(evaluation, Evaluation):
-            known = evaluation.ntk_eigenvalues(group)
         targets = evaluation.sample_targets()
-        found = kernel_statistics(
-            kernel, targets, known, k=size, ignore_index=evaluation.ignore_index
-        )
+        found = kernel_statistics(kernel, targets, k=size, ignore_index=evaluation.ignore_index)
         eigenvalues = found["top_eigenvalues"]  # all of them
         scalars: dict[str, float | Tensor] = {"trace": found["trace"]}
         scalars |= {f"eigenvalue_{i}": value for i, value in enumerate(eigenvalues.flip(0)[:k], 1)}

@@ -1,4 +1,4 @@
-"""Eigenvalues and eigenvectors of the GGN from its Gram matrix, eigenvalues of the NTK."""
+"""Eigenvalues of symmetric matrices, and eigenpairs of the GGN from its Gram matrix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.machine.numbers import all_finite, double
+from lightning_vivit.machine.numbers import all_finite
 
-_GRAM = "GGN's Gram matrix"
 _TRIANGLE = "U"  # MKL reduces it in 0.85 to 0.95 of the time that the lower one takes
 _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
@@ -36,42 +35,8 @@ def gram_eigenvalues(gram: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ProblemError: The matrix is not finite.
     """
-    return _kernel_eigenvalues(gram, dtype, _GRAM)
-
-
-def ntk_eigenvalues(kernel: Tensor) -> Tensor:
-    """All eigenvalues of the NTK of one batch, ascending.
-
-    Args:
-        kernel: [N, D, N, D], symmetric up to rounding, in the dtype in which it was computed.
-
-    Returns:
-        [N*D] in float64; see `symmetric_eigenvalues` for their precision.
-
-    Raises:
-        ProblemError: The kernel is not finite.
-    """
-    dtype, size = kernel.dtype, kernel.shape[0] * kernel.shape[1]
-    kernel = kernel if in_single_precision(size, dtype) else double(kernel)
-    return double(_kernel_eigenvalues(kernel, dtype, "NTK"))
-
-
-def _kernel_eigenvalues(kernel: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """`symmetric_eigenvalues` of inner products, [N, M, N, M] or a matrix.
-
-    Their largest entry is on the diagonal, and what is scaled by it is at most 1: one pass over
-    the entries scales them, rounds them and leaves them in a cache for the check.
-    """
-    size = math.prod(kernel.shape[: kernel.ndim // 2])
-    if in_single_precision(size, dtype):
-        diagonal = torch.einsum("aa->a" if kernel.ndim == 2 else "abab->ab", kernel)
-        largest = diagonal.max().clamp(min=torch.finfo(kernel.dtype).tiny)
-        scaled = torch.empty(kernel.shape, dtype=dtype, device=kernel.device)
-        torch.mul(kernel, 1 / largest, out=scaled)
-        if all_finite(scaled):
-            found = torch.linalg.eigvalsh(scaled.reshape(size, size), UPLO=_TRIANGLE)
-            return found.to(kernel.dtype) * largest
-    return symmetric_eigenvalues(_finite(kernel, name).reshape(size, size), dtype)
+    size = math.prod(gram.shape[: gram.ndim // 2])
+    return symmetric_eigenvalues(_finite(gram).reshape(size, size), dtype)
 
 
 def in_single_precision(size: int, dtype: torch.dtype) -> bool:
@@ -132,7 +97,7 @@ def gram_eigenpairs(
         found = _block_krylov(gram.double(), k, _CONVERGED if exact else _CONVERGED_SINGLE)
         if found is not None:
             return found[0].to(gram), found[1].to(gram)
-    values, vectors = torch.linalg.eigh(_finite(gram, _GRAM), UPLO=_TRIANGLE)
+    values, vectors = torch.linalg.eigh(_finite(gram), UPLO=_TRIANGLE)
     first = 0 if k is None else size - k
     return values[first:], vectors[:, first:]
 
@@ -173,7 +138,7 @@ def _block_krylov(
         basis[own] = new.T
         image = basis[own] @ matrix
         if older == 0:
-            _finite(image, _GRAM)  # each entry of the matrix went into it
+            _finite(image)  # each entry of the matrix went into it
         inside = image @ known.T
         rest = torch.addmm(image, inside, known, alpha=-1)
         again = rest @ known.T
@@ -213,10 +178,10 @@ def numerical_floor(eigenvalues: Tensor, dtype: torch.dtype) -> Tensor:
     return eigenvalues[-1].clamp(min=0.0) * (1e-12 if dtype == torch.float64 else 1e-6)
 
 
-def _finite(matrix: Tensor, name: str) -> Tensor:
+def _finite(matrix: Tensor) -> Tensor:
     if not all_finite(matrix):
         raise ProblemError(
-            f"The {name} has entries that are not finite. The network's outputs or derivatives "
-            "overflowed: look at the loss and the learning rate, or use more precision."
+            "The GGN's Gram matrix has entries that are not finite. The network's outputs or "
+            "derivatives overflowed: look at the loss and the learning rate, or use more precision."
         )
     return matrix

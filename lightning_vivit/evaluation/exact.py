@@ -6,7 +6,7 @@ derivatives, the Newton step and the NTK of the same batch are cheap linear alge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +16,12 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.directions import Damping, Directions, directions_from_gram
 from lightning_vivit.evaluation.row_sums import RowSums
 from lightning_vivit.evaluation.solved import NO_LOSS, Block, Grams
-from lightning_vivit.evaluation.spectra import SpectrumKind
 from lightning_vivit.factors import MODES
 from lightning_vivit.kernel.compute import Kernels
 from lightning_vivit.losses import SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem.problem import Recording
 from lightning_vivit.samples.layout import SampleLayout
-
-_SIDE_ROWS = 4096  # of matrices that are solved at the same time, each with copies of its own
-_MANY_ROWS = 1024  # the same where threads are left over, of which a larger one can use some
-_KINDS = 3  # of spectra
 
 
 class Evaluation:
@@ -129,39 +124,6 @@ class Evaluation:
         if mode == "diagonal":
             return torch.einsum("ndmd->nmd", kernel)
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
-
-    def ntk_eigenvalues(self, group: str = "all") -> Tensor:
-        """Eigenvalues of the full NTK of the batch.
-
-        Args:
-            group: Parameter group.
-
-        Returns:
-            [N*D] ascending, in float64. Those of a float32 kernel of 512 rows or more are accurate
-            to about 1e-6 of the largest one.
-
-        Raises:
-            OptionError: Unknown group, or this evaluation has no NTK (see `ntk`).
-            ProblemError: The kernel is not finite.
-        """
-        return self._grams.ntk_eigenvalues(group)
-
-    def expect_spectra(self, kinds: Iterable[SpectrumKind], k: int = 0) -> None:
-        """Say which spectra will be asked for, to have them solved at the same time.
-
-        Args:
-            kinds: ``ggn`` for `eigenvalues`, ``ntk`` for `ntk_eigenvalues`, ``ggn_pairs`` for the
-                k leading eigenpairs of `directions` and `eigenvectors`. The first one that is
-                asked for brings the others of its group along, each on one of the CPU's threads.
-                Without an effect on other devices, where ranks share their work, and where the
-                matrices have more than 4096 rows, 1024 with more than three threads: each solver
-                copies its own.
-            k: How many eigenpairs.
-        """
-        rows = self.num_samples * self.outputs.shape[1]
-        most = _SIDE_ROWS if torch.get_num_threads() <= _KINDS else _MANY_ROWS
-        if self._whole is None and self.outputs.device.type == "cpu" and rows <= most:
-            self._grams.expect(kinds, k)
 
     def eigenvalues(
         self,

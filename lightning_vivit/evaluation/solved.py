@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import gram_eigenpairs, gram_eigenvalues, ntk_eigenvalues
+from lightning_vivit.eigen.dense import gram_eigenpairs, gram_eigenvalues
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.spectra import Solver, Spectra, SpectrumKind
 from lightning_vivit.parallel import Whole
 
 _T = TypeVar("_T")
@@ -53,8 +52,6 @@ class Grams:
         self._blocks = blocks
         self._dtype = dtype
         self._whole = whole
-        self._spectra = Spectra()
-        self._expected_k = 0  # leading eigenpairs that will be asked for
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
 
@@ -105,15 +102,6 @@ class Grams:
         assert self.scale is not None
         return self.scale * self.num_samples / count
 
-    def expect(self, kinds: Iterable[SpectrumKind], k: int) -> None:
-        """What will be asked for of each group; k is the number of eigenpairs."""
-        self._spectra.expected = frozenset(kinds)
-        self._expected_k = k if "ggn_pairs" in self._spectra.expected else 0
-
-    def ntk_eigenvalues(self, group: str) -> Tensor:
-        """All eigenvalues of a group's NTK, ascending."""
-        return self._spectrum(group, "ntk")[0]
-
     def eigenvalues(self, group: str, samples: Sequence[int] | None = None) -> Tensor:
         """All eigenvalues of a group's Gram matrix, ascending."""
         key = (group, _key(samples))
@@ -121,8 +109,6 @@ class Grams:
             kept = self._pairs.get(key)
             if kept is not None and kept[0].numel() == kept[1].shape[0]:
                 self._values[key] = kept[0]
-            elif samples is None:
-                (self._values[key],) = self._spectrum(group, "ggn")
             else:
                 self._values[key] = self._solve_values(group, samples)
         return self._values[key]
@@ -134,26 +120,9 @@ class Grams:
         key = (group, _key(samples))
         kept = self._pairs.get(key)
         if kept is None or k is None or not 1 <= k <= kept[0].numel():
-            if samples is None and k is not None and 1 <= k <= self._expected(group):
-                values, vectors = self._spectrum(group, "ggn_pairs")
-            else:
-                values, vectors = self._solve_pairs(group, k, samples)
-            kept = self._pairs[key] = values, vectors
+            kept = self._pairs[key] = self._solve_pairs(group, k, samples)
         values, vectors = kept
         return (values, vectors) if k is None else (values[-k:], vectors[:, -k:])
-
-    def _spectrum(self, group: str, kind: SpectrumKind) -> tuple[Tensor, ...]:
-        """What one kind asks for, of all samples, with what else is expected of the group."""
-        solvers: dict[SpectrumKind, Solver] = {
-            "ntk": lambda: (ntk_eigenvalues(self.kernel(group)),),
-            "ggn": lambda: (self._solve_values(group, None),),
-            "ggn_pairs": lambda: self._solve_pairs(group, self._expected(group), None),
-        }
-        return self._spectra.get(group, kind, solvers)
-
-    def _expected(self, group: str) -> int:
-        """How many eigenpairs of all samples will be asked for; none beyond what the loss sees."""
-        return min(self._expected_k, self.num_samples * self.columns(group))
 
     def _gram(self, group: str, samples: Sequence[int] | None) -> tuple[Tensor, float]:
         """V^T V over the scale, [N, M, N, M], and the scale."""

@@ -1,1 +1,1 @@
-"""The machine: memory, threads, and what its numbers can hold."""
+"""The machine: its memory, and what its numbers can hold."""

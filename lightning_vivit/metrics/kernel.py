@@ -60,30 +60,15 @@ class KernelStatistics(MeanOfUpdates):
         self.centered = centered
         self.ignore_index = ignore_index
 
-    def update(
-        self,
-        kernel: Tensor,
-        targets: Tensor | None = None,
-        eigenvalues: Tensor | None = None,
-    ) -> None:
+    def update(self, kernel: Tensor, targets: Tensor | None = None) -> None:
         """Add one kernel.
 
         Args:
             kernel: [N, N] or [N, N, C, C].
             targets: The targets of the batch, class indices or values, [N] or [N, ...].
-            eigenvalues: All eigenvalues of the kernel, ascending, [N] or [N*C], where they are
-                known; None computes them.
         """
-        values = kernel_statistics(
-            kernel,
-            targets,
-            eigenvalues,
-            self.k,
-            self.num_classes,
-            self.centered,
-            self.ignore_index,
-        )
-        self._record(values)
+        options = (self.k, self.num_classes, self.centered, self.ignore_index)
+        self._record(kernel_statistics(kernel, targets, *options))
 
 
 class KernelDrift(ComparisonWithPast):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from monitor_toys import Classifier, RecordingLogger, loader, trainer
+from monitor_toys import Classifier, RecordingLogger, blobs, loader, trainer
 
 from lightning_vivit.callbacks import (
     DirectionalDerivativesMonitor,
@@ -17,10 +19,7 @@ from lightning_vivit.callbacks import (
     NTKMonitor,
     session,
 )
-from lightning_vivit.evaluation import evaluate as evaluation
-from lightning_vivit.evaluation import solved as grams
-from lightning_vivit.evaluation import spectra
-from lightning_vivit.machine.threads import side_by_side
+from lightning_vivit.evaluation import Evaluation, evaluate
 from lightning_vivit.problem.problem import Problem
 
 
@@ -28,9 +27,9 @@ from lightning_vivit.problem.problem import Problem
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
-    def counted(problem: Problem, **options: Any) -> evaluation.Evaluation:
+    def counted(problem: Problem, **options: Any) -> Evaluation:
         found.append(options)
-        return evaluation.evaluate(problem, **options)
+        return evaluate(problem, **options)
 
     monkeypatch.setattr(session, "evaluate", counted)
     return found
@@ -57,50 +56,45 @@ def test_three_monitors_one_evaluation(
     assert {key.split("/")[0] for key in log.seen()} >= {"ggn", "directions", "ntk"}
 
 
+@pytest.fixture(params=[1, 2, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Torch's threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_spectra_of_one_step_are_solved_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
-) -> None:
-    solved: list[int] = []
-
-    def noted(works: Any) -> Any:
-        solved.append(len(works))
-        return side_by_side(works)
-
-    monkeypatch.setattr(spectra, "side_by_side", noted)
-    monitors = [
-        GGNSpectrumMonitor(k=2, steps=[0, 2], data="train", on_error="raise"),
-        DirectionalDerivativesMonitor(k=2, steps=[0, 2], data="train", on_error="raise"),
-        NTKMonitor(k=2, steps=[0, 3], on_error="raise"),
+def test_spectra_of_many_rows(tmp_path: Path, order: tuple[int, ...], threads: int) -> None:
+    """640 rows, as in the demonstration: above all sizes that are treated as small."""
+    data = blobs(samples=128, classes=5)
+    torch.manual_seed(0)
+    module = Classifier(classes=5)
+    twin = deepcopy(module).double()
+    inputs = data.tensors[0].double()
+    outputs = twin(inputs)
+    gradients = [
+        torch.autograd.grad(output, list(twin.parameters()), retain_graph=True)
+        for output in outputs.flatten()
     ]
-
-    def values(*callbacks: pl.Callback) -> dict[tuple[int, str], float]:
-        torch.manual_seed(0)
-        rows = fit(tmp_path, *callbacks).rows
-        own = ("ggn/", "ntk/")
-        return {(n, k): v for n, row in rows for k, v in row.items() if k.startswith(own)}
-
-    together = values(*(monitors[i] for i in order))
-    # both spectra and the eigenpairs at step 0, all but the NTK's at step 2, that one at step 3
-    assert solved == [3, 2, 1]
-    apart = values(monitors[0]) | values(monitors[2])
-    assert together == pytest.approx(apart, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "other", [{"mode": "trace"}, {"outputs": [0]}, {"data": "val"}, {"schedule": lambda step: True}]
-)
-def test_a_spectrum_that_may_not_be_wanted_is_not_solved_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
-) -> None:
-    solved: list[int] = []
-    monkeypatch.setattr(
-        spectra, "side_by_side", lambda works: solved.append(len(works)) or side_by_side(works)
-    )
-    schedule = {} if "schedule" in other else {"steps": [0]}
-    ntk = NTKMonitor(k=2, **schedule, on_error="raise", **other)
-    fit(tmp_path, GGNSpectrumMonitor(k=2, steps=[0], data="train", on_error="raise"), ntk)
-    assert solved[0] == 2  # the GGN's own
+    rows = torch.stack([torch.cat([part.flatten() for part in each]) for each in gradients])
+    chances = outputs.detach().softmax(1)
+    root = chances.sqrt().diag_embed() - chances.unsqueeze(2) * chances.sqrt().unsqueeze(1)
+    weighted = torch.einsum("ncp,nck->nkp", rows.reshape(128, 5, -1), root).flatten(0, 1)
+    expected = {
+        "ntk": torch.linalg.svdvals(rows).square(),
+        "ggn": torch.linalg.svdvals(weighted).square() / 128,
+    }
+    options: dict[str, Any] = {"k": 3, "steps": [0], "max_samples": 128, "data": "train"}
+    kinds = (GGNSpectrumMonitor, DirectionalDerivativesMonitor, NTKMonitor)
+    log = RecordingLogger()
+    callbacks = [kinds[i](**options, on_error="raise") for i in order]
+    trainer(tmp_path, *callbacks, logger=log).fit(module, loader(data, batch_size=128))
+    for section, values in expected.items():
+        found = [log.values(f"{section}/eigenvalue_{i}")[0] for i in (1, 2, 3)]
+        assert found == pytest.approx(values[:3].tolist(), rel=1e-4)
+    assert log.values("ntk/trace")[0] == pytest.approx(float(expected["ntk"].sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -139,19 +133,6 @@ def test_all_columns_only_at_steps_that_need_the_kernel(
     assert [options["kernel"] for options in calls] == wanted
     shared = monitors[1].needs_kernel
     assert {options["method"] for options in calls} == {"gram" if shared else "auto"}
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_the_larger_k_is_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    solved: list[int] = []
-    solve = grams.gram_eigenpairs
-    monkeypatch.setattr(
-        grams, "gram_eigenpairs", lambda gram, k, dtype: solved.append(k) or solve(gram, k, dtype)
-    )
-    options = {"steps": [0], "on_error": "raise"}
-    ggn, ntk = GGNSpectrumMonitor(k=k, **options), NTKMonitor(k=6, data="batch", **options)
-    fit(tmp_path, ggn, DirectionalDerivativesMonitor(k=6 - k, **options), ntk)
-    assert solved == [4]
 
 
 def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:

@@ -136,17 +136,6 @@ def test_kernel_values_are_those_of_the_functions():
     assert torch.equal(uncentered, F.kernel_alignment(KERNEL, TARGETS, centered=False))
 
 
-def test_known_eigenvalues_are_taken() -> None:
-    known = metrics.functional.kernel_eigenvalues(KERNEL)
-    found = metrics.KernelStatistics(k=2)(KERNEL, TARGETS, known)
-    torch.testing.assert_close(found, metrics.KernelStatistics(k=2)(KERNEL, TARGETS))
-    twice = metrics.KernelStatistics(k=2)(KERNEL, TARGETS, 2 * known)  # nothing is solved again
-    torch.testing.assert_close(twice["trace"], 2 * found["trace"])
-    for wrong in (known[1:], known.flip(0), known[None], known.long(), known.log() * torch.inf):
-        with pytest.raises(OptionError, match="eigenvalues"):
-            metrics.KernelStatistics()(KERNEL, TARGETS, wrong)
-
-
 def test_condition_number_uses_the_precision_of_the_kernel():
     rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     kernel = rows @ rows.T  # rank 3, the other eigenvalues are float32 rounding

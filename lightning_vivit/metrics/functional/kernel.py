@@ -190,7 +190,6 @@ def kernel_distances(kernel: Tensor, references: Sequence[Tensor]) -> Tensor:
 def kernel_statistics(
     kernel: Tensor,
     targets: Tensor | None = None,
-    eigenvalues: Tensor | None = None,
     k: int = 10,
     num_classes: int | None = None,
     centered: bool = True,
@@ -201,8 +200,6 @@ def kernel_statistics(
     Args:
         kernel: [N, N] or [N, N, C, C].
         targets: The targets of the batch, class indices or values, [N] or [N, ...].
-        eigenvalues: All eigenvalues of the kernel, ascending, [N] or [N*C], where they are known;
-            None computes them.
         k: Number of leading eigenvalues that are returned.
         num_classes: Number of classes, to check class indices against.
         centered: Whether kernels are centred for the alignment.
@@ -212,7 +209,7 @@ def kernel_statistics(
         Name -> scalar: `trace`, `condition_number`, `effective_rank`, and `alignment` if targets
         were given; `top_eigenvalues` is [k], ascending, or shorter if the kernel has fewer.
     """
-    eigenvalues = kernel_eigenvalues(kernel) if eigenvalues is None else _known(eigenvalues, kernel)
+    eigenvalues = kernel_eigenvalues(kernel)
     floor = min(eigenvalues.numel() * torch.finfo(kernel.dtype).eps, 0.5)
     values = {
         "trace": eigenvalues.sum(),
@@ -223,20 +220,6 @@ def kernel_statistics(
     if targets is not None:
         values["alignment"] = kernel_alignment(kernel, targets, num_classes, centered, ignore_index)
     return values
-
-
-def _known(eigenvalues: Tensor, kernel: Tensor) -> Tensor:
-    """Eigenvalues that were passed, in float64; as they are finite, so is the kernel."""
-    floats("kernel", kernel, _ANY, (2, 4), finite=False)
-    found = double(floats("eigenvalues", eigenvalues, "[N] or [N*C]", (1,)))
-    size = kernel.shape[0] * (kernel.shape[2] if kernel.ndim == 4 else 1)
-    if len(found) != size or bool((found.diff() < 0).any()):
-        raise refusal(
-            f"{len(found)} eigenvalues of a kernel with {size} rows, or not in ascending order",
-            "all eigenvalues of the kernel, ascending",
-            "pass what kernel_eigenvalues returns, or None",
-        )
-    return found
 
 
 def _matrix(kernel: Tensor) -> Tensor:
