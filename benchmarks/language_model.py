@@ -113,10 +113,11 @@ def alternate(model: nn.Module, data: tuple[Tensor, Tensor], rounds: int) -> dic
     """Training steps and single products in turn: medians in seconds, free of a machine's moods."""
     from curvlinops import GGNLinearOperator
 
+    from lightning_vivit.matrices.ggn import GGN
     from lightning_vivit.matrixfree.products import Products
 
     parameters = dict(model.named_parameters())
-    products = Products(Problem(model, nn.CrossEntropyLoss(), *data), list(parameters))
+    products = Products(Problem(model, nn.CrossEntropyLoss(), *data), list(parameters), GGN())
     space = products.space(list(parameters))
     operator = GGNLinearOperator(
         model,

@@ -17,6 +17,7 @@ from lightning_vivit.callbacks.session import Found
 from lightning_vivit.evaluation.evaluate import MatrixFreeEvaluation
 from lightning_vivit.figures import History, draw_layers, draw_spectra
 from lightning_vivit.loggers import Chart, Draw, Findings, Panel
+from lightning_vivit.matrices import MATRICES, Matrix
 from lightning_vivit.metrics.functional import spectrum_statistics, stability_ratio
 from lightning_vivit.metrics.functional.spectrum import direction_parts, overlap_of_parts
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _panels(matrix: str, whole: bool) -> tuple[Panel, ...]:
+def _panels(matrix: Matrix, whole: bool) -> tuple[Panel, ...]:
     """The charts; `whole` says that the whole spectrum may be known."""
-    name, mark = ("GGN", "") if matrix == "ggn" else ("Hessian", " (Hessian)")
+    name, mark = matrix.title, matrix.mark
     limit = f"Learning rate x sharpness / limit, stable below 1{mark}"
     overlap = f"Overlap with the previous top subspace{mark}"
     return (
@@ -94,15 +95,13 @@ class GGNSpectrumMonitor(Monitor):
         **options: Those of `Monitor`.
     """
 
-    section = "ggn"
-
     def __init__(
         self,
         k: int = 10,
         overlap: bool = True,
         mc_samples: int = 0,
         method: Literal["auto", "gram", "mc", "matrix_free"] = "auto",
-        matrix: Literal["ggn", "hessian"] = "ggn",
+        matrix: str = "ggn",
         tol: float = 1e-2,
         microbatch: int | None = None,
         **options: Any,
@@ -110,9 +109,9 @@ class GGNSpectrumMonitor(Monitor):
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
         self.choose_method(method, matrix, tol, microbatch)
-        if matrix == "hessian":
-            self.section = "hessian"
-        self._title = f"{'GGN' if matrix == 'ggn' else 'Hessian'} eigenvalues"
+        self.section = matrix
+        self._matrix = MATRICES[matrix]
+        self._title = f"{self._matrix.title} eigenvalues"
         self.overlap = overlap
         self.parameter_vectors = 2 * k if overlap else 0  # now and at the previous step
         self._subspaces: dict[str, list[Tensor]] = {}  # parts of the previous one
@@ -133,8 +132,8 @@ class GGNSpectrumMonitor(Monitor):
         """The charts of what is known: the whole spectrum, or its leading part."""
         whole = self._whole
         if whole is None:
-            whole = self.method != "matrix_free" and self.matrix == "ggn"
-        self.panels = _panels(self.matrix, whole)
+            whole = self.method != "matrix_free" and self._matrix.has_rows
+        self.panels = _panels(self._matrix, whole)
         return super().charts()
 
     def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
@@ -209,7 +208,7 @@ class GGNSpectrumMonitor(Monitor):
         if rate is not None:
             scalars["sharpness_lr"] = stability_ratio(top[0], rate[0], rate[1])
             limits["sharpness_lr"] = 1.0
-        if self.overlap and (self.matrix == "hessian" or evaluation.rank(group) >= k):
+        if self.overlap and (not self._matrix.semidefinite or evaluation.rank(group) >= k):
             scalars |= self._compare(evaluation, group, k)
         return Findings(
             scalars,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.evaluate import MATRICES, METHODS
+from lightning_vivit.evaluation.evaluate import METHODS
+from lightning_vivit.matrices import MATRICES
 
 
 def require_integer(name: str, value: object, lowest: int) -> int:
@@ -36,13 +37,11 @@ def require_method(
 ) -> None:
     """Check the options of a monitor that can do without a Gram matrix; else an OptionError."""
     require_choice("method", method, METHODS)
-    require_choice("matrix", matrix, MATRICES)
+    require_choice("matrix", matrix, tuple(MATRICES))
     if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
         raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
     if microbatch is not None:
         require_integer("microbatch", microbatch, lowest=1)
-    if matrix == "hessian" and (method in ("gram", "mc") or mc_samples):
-        raise OptionError(
-            "The Hessian is looked at matrix-free: there is no Gram matrix and no Monte Carlo "
-            "estimate of it. Use method='auto' or 'matrix_free' and mc_samples=0."
-        )
+    sampled = method == "mc" or mc_samples > 0
+    wanted = MATRICES[matrix].sampled(mc_samples, None) if sampled else MATRICES[matrix]
+    wanted.check_method(method)

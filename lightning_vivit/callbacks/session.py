@@ -25,6 +25,7 @@ from lightning_vivit.eigen.start import Start
 from lightning_vivit.evaluation.build_kernel import evaluate_outputs
 from lightning_vivit.evaluation.evaluate import Evaluation, MatrixFreeEvaluation, evaluate
 from lightning_vivit.kernel.modes import OutputKernel
+from lightning_vivit.matrices import MATRICES
 from lightning_vivit.parallel import (
     Part,
     Ranks,
@@ -63,6 +64,11 @@ class Request:
     max_memory: int | None = None
     vectors: int = 0  # of the size of the parameters, which the monitor keeps
     k: int = 10  # requests that differ in k alone share what the largest one needs
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether no Gram matrix will be formed, whatever it would cost."""
+        return self.method == "matrix_free" or not MATRICES[self.matrix].has_rows
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -176,7 +182,7 @@ class Session:
     ) -> None:
         """Refuse a monitor for which a gathered copy of the module would be too large."""
         if self.replica is not None:
-            free = request.method == "matrix_free" or request.matrix == "hessian"
+            free = request.matrix_free
             vectors = request.vectors + (search_vectors(request.k) if free else 0)
             need = replica_bytes(trainer, module, request.replay_dtype, vectors)
             check_room(name, trainer, self.ranks, request.max_memory, need)
@@ -254,7 +260,7 @@ class Session:
             options |= {"k": request.k, "tol": request.tol, "matrix": request.matrix}
             options["microbatch"] = request.microbatch
             options["start"] = self._starts.get(request.key)
-            if request.method == "matrix_free" or request.matrix == "hessian":
+            if request.matrix_free:
                 divided = False
             elif several:
                 options["method"] = "gram" if request.method == "auto" else request.method

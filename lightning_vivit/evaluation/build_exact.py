@@ -17,6 +17,7 @@ from lightning_vivit.jacobian.proof import locate_samples, refuse_mixing
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 from lightning_vivit.losses import make_loss
 from lightning_vivit.machine.numbers import all_finite
+from lightning_vivit.matrices import Matrix
 from lightning_vivit.parallel import Part, Whole, join, shared_kernels
 from lightning_vivit.problem.problem import Recording
 from lightning_vivit.problem.tape.backend import Backend
@@ -32,10 +33,8 @@ def gram_evaluation(
     recording: Recording,
     session: Backend | None,
     groups: dict[str, list[str]],
+    matrix: Matrix,
     *,
-    columns: str,
-    mc_samples: int,
-    generator: torch.Generator | None,
     dtype: torch.dtype | None,
     max_memory: int | None,
     kernel: bool,
@@ -54,10 +53,8 @@ def gram_evaluation(
     small = torch.float64 if dtype is None else dtype
     if loss is not None:
         gradient = _finite(loss.gradient(), "gradient").to(small)
-        root = loss.hessian_root() if columns == "exact" else None
-        root = loss.sampled_root(mc_samples, generator) if root is None else root
-        root = _finite(root, "Hessian").to(small)
-    basis = loss.basis() if columns == "exact" and loss is not None else None
+        root = _finite(matrix.root(loss), "Hessian").to(small)
+    basis = None if loss is None or matrix.own_columns else matrix.basis(loss)
     directions = 0 if root is None else root.shape[2]
     if basis is not None and root is not None:
         root = _narrow_root(root, basis.to(small))
@@ -65,7 +62,7 @@ def gram_evaluation(
         basis = None
     if basis is not None:
         cotangents = shared_columns(outputs, layout, basis)
-    elif columns == "exact":
+    elif not matrix.own_columns:
         cotangents = unit_columns(outputs, layout)
     else:
         if root is None or gradient is None:
@@ -79,7 +76,7 @@ def gram_evaluation(
     blocks = {}
     for group, names in groups.items():
         block = kernels.blocks[group]
-        if columns == "mc":
+        if matrix.own_columns:
             blocks[group] = Block(names, None, block.to(small))
         elif root is None or gradient is None:
             blocks[group] = Block(names, block, None)

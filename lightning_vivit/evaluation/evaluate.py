@@ -12,7 +12,7 @@ from lightning_vivit.evaluation.build_exact import BACKENDS, choose_session, gra
 from lightning_vivit.evaluation.choice import METHODS, choose_method, known_choice
 from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
-from lightning_vivit.matrixfree.products import MATRICES
+from lightning_vivit.matrices import MATRICES, Matrix, find_matrix
 from lightning_vivit.parallel import Part
 from lightning_vivit.problem.groups import ParamGroups, resolve_groups
 from lightning_vivit.problem.problem import Problem
@@ -34,7 +34,7 @@ def evaluate(
     method: str = "gram",
     k: int = 10,
     tol: float = 1e-3,
-    matrix: str = "ggn",
+    matrix: str | Matrix = "ggn",
     microbatch: int | None = None,
     start: Mapping[str, Start] | None = None,
     part: Part | None = None,
@@ -63,7 +63,8 @@ def evaluate(
             that what is predicted to be faster and fits into memory. ``auto`` never takes ``mc``.
         k: Eigenpairs that a matrix-free evaluation computes.
         tol: Relative residual of matrix-free eigenpairs.
-        matrix: ``ggn``, or ``hessian`` (the true Hessian of the loss, always matrix-free).
+        matrix: ``ggn``, or ``hessian`` (the true Hessian of the loss, always matrix-free), or a
+            matrix of your own.
         microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
         start: `MatrixFreeEvaluation.warm_start` of an earlier evaluation.
         part: In a run of several processes, says that the problem's batch is this rank's part of
@@ -82,16 +83,16 @@ def evaluate(
         raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
     if method not in METHODS:
         raise OptionError(f"Unknown method {method!r}. Supported: {', '.join(METHODS)}.")
-    if matrix not in MATRICES:
-        raise OptionError(f"Unknown matrix {matrix!r}. Supported: {', '.join(MATRICES)}.")
+    chosen = find_matrix(matrix)
     columns = "mc" if method == "mc" else columns
     groups = resolve_groups(param_groups, problem.trainable())
     wanted = [name for names in groups.values() for name in names]
     undecided = method == "auto" and columns == "exact" and backend != "backpack" and part is None
-    if matrix == "hessian":
-        if method == "mc" or columns == "mc":
-            raise OptionError("Monte-Carlo columns estimate the GGN. Use matrix='ggn'.")
+    if columns == "mc":
+        chosen = chosen.sampled(mc_samples, generator)
+    if not chosen.has_rows:
         method, undecided = "matrix_free", False
+    chosen.check_method(method)
 
     def matrix_free() -> MatrixFreeEvaluation:
         return MatrixFreeEvaluation(
@@ -99,7 +100,7 @@ def evaluate(
             groups,
             k=k,
             tol=tol,
-            matrix=matrix,
+            matrix=chosen,
             microbatch=microbatch,
             max_memory=max_memory,
             start=start,
@@ -120,9 +121,7 @@ def evaluate(
                 recording,
                 session,
                 groups,
-                columns=columns,
-                mc_samples=mc_samples,
-                generator=generator,
+                chosen,
                 dtype=dtype,
                 max_memory=max_memory,
                 kernel=kernel is not False,

@@ -8,23 +8,20 @@ a thousand classes, language models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_vivit.eigen.dense import numerical_floor
-from lightning_vivit.eigen.lanczos import Eigenpairs, leading_eigenpairs, search_vectors
-from lightning_vivit.eigen.start import Start, starting_block
-from lightning_vivit.eigen.sums import normalise
-from lightning_vivit.eigen.trace import TraceEstimate, estimate_trace
+from lightning_vivit.eigen.lanczos import Eigenpairs
+from lightning_vivit.eigen.start import Start
+from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.directions import Damping, Directions
-from lightning_vivit.matrixfree.dual import DualSpace
-from lightning_vivit.matrixfree.live import Space
+from lightning_vivit.matrices import Matrix, find_matrix
 from lightning_vivit.matrixfree.products import Products
+from lightning_vivit.matrixfree.search import Search
 from lightning_vivit.problem.problem import Problem
 
 
@@ -40,8 +37,7 @@ class MatrixFreeEvaluation:
         loss: Value of the loss as the user reduces it.
         scale: The loss is ``scale * sum_n l_n``.
         unused: Trainable parameters that do not influence the outputs.
-        matrix: ``ggn`` or ``hessian``.
-        tol: Tolerance of the residuals.
+        matrix: Whose eigenpairs.
     """
 
     def __init__(
@@ -51,7 +47,7 @@ class MatrixFreeEvaluation:
         *,
         k: int,
         tol: float = 1e-3,
-        matrix: str = "ggn",
+        matrix: str | Matrix = "ggn",
         which: str = "largest",
         microbatch: int | None = None,
         start: Mapping[str, Start] | None = None,
@@ -67,7 +63,7 @@ class MatrixFreeEvaluation:
             groups: Group name -> parameter names.
             k: Eigenpairs of each group that will be asked for (more can be, at a further cost).
             tol: Largest relative residual of an eigenpair.
-            matrix: ``ggn`` or ``hessian``.
+            matrix: One of `MATRICES` by its name, or a matrix of your own.
             which: ``largest`` (algebraic) or ``magnitude`` eigenvalues.
             microbatch: Samples that are in memory at once; None for as many as fit.
             start: What `warm_start` of an earlier evaluation gave.
@@ -83,37 +79,45 @@ class MatrixFreeEvaluation:
             InteractionError: Samples influence each other.
         """
         names = [name for members in groups.values() for name in members]
+        self.matrix = find_matrix(matrix)
         self._products = Products(
-            problem, names, matrix=matrix, microbatch=microbatch, max_memory=max_memory
+            problem, names, self.matrix, microbatch=microbatch, max_memory=max_memory
         )
-        self._duals: dict[str, DualSpace | None] = {}
-        self._pushed: dict[str, Tensor] = {}  # J e of the eigenvectors, [N, D, K]
-        self._spaces = {group: self._products.space(own) for group, own in groups.items()}
-        self._k, self.tol, self.matrix, self._which = k, tol, matrix, which
-        self._start = dict(start or {})
-        self._max_products, self._trace_samples = max_products, trace_samples
-        self._seed = seed
-        self._pairs: dict[str, Eigenpairs] = {}
+        warm = start or {}
+        self._searches = {
+            group: Search(
+                self._products,
+                self._products.space(own),
+                group,
+                k,
+                tol,
+                which,
+                warm.get(group),
+                max_products,
+                seed,
+            )
+            for group, own in groups.items()
+        }
+        self._k, self._trace_samples = k, trace_samples
         self._traces: dict[str, TraceEstimate] = {}
         self._gradients: dict[str, Tensor] = {}
         self.groups = {group: list(own) for group, own in groups.items()}
         self.num_samples = self._products.num_samples
-        self.outputs = self._products.outputs
-        self.targets, self.ignore_index = self._products.targets, self._products.ignore_index
-        self.loss = self._products.value
-        self.scale = self._products.scale
+        batches = self._products.batches
+        self.outputs, self.loss, self.scale = batches.outputs, batches.value, batches.scale
+        self.targets, self.ignore_index = batches.targets, batches.ignore_index
         self.unused = self._products.unused()
 
     @property
     def num_directions(self) -> int:
-        """The largest number of directions that can differ from zero: samples times outputs."""
-        return self.num_samples * self._products.depth
+        """The largest number of directions that can differ from zero: samples times columns."""
+        return self.num_samples * self.matrix.columns(self._products.depth)
 
     @property
     def products(self) -> int:
         """Products so far, each 1 to 1.5 training steps (with the Hessian 1.5 to 2.5)."""
-        duals = [dual.halves for dual in self._duals.values() if dual is not None]
-        return -(-(self._products.halves + sum(duals)) // 2)
+        spent = [search.halves for search in self._searches.values()]
+        return -(-(self._products.halves + sum(spent)) // 2)
 
     def eigenpairs(self, group: str = "all", k: int | None = None) -> Eigenpairs:
         """The leading eigenpairs of a group with their residuals.
@@ -130,58 +134,7 @@ class MatrixFreeEvaluation:
         """
         if k is not None and k < 1:
             raise OptionError(f"Got k={k} directions. Choose k >= 1.")
-        space = self._space(group)
-        wanted = max(min(self._k, space.size), 0 if k is None else k)
-        known = self._pairs.get(group)
-        if known is not None and known.values.numel() >= wanted:
-            return known
-        start: Tensor | None = None
-        warm = self._start.get(group)
-        if known is not None:
-            start = known.vectors
-        elif warm is not None and warm.vectors.shape[1] == space.size:
-            start = starting_block(warm, self.tol)
-        products = self._products
-        dual = self._dual(group)
-        if dual is not None and wanted > dual.size:
-            dual = None
-        with products.prepared():
-            if dual is not None and start is not None:
-                start = dual.push(start)
-            found = leading_eigenpairs(
-                lambda vectors: products.multiply(space, vectors),
-                space.size if dual is None else dual.size,
-                wanted,
-                halves=dual,
-                tol=self.tol,
-                which=self._which,
-                start=start,
-                max_products=self._max_products,
-                max_basis=None if dual is None else dual.vectors(search_vectors(wanted)),
-                dtype=products.dtype,
-                device=products.device,
-                generator=torch.Generator().manual_seed(self._seed),
-            )
-        if dual is not None:
-            vectors = dual.expand(found.vectors)
-            norms = normalise(vectors)
-            self._pushed[group] = dual.pushed(found.vectors) / norms
-            found = replace(
-                found,
-                values=self.scale * found.values,
-                vectors=vectors,
-                captured=self.scale * found.captured,
-            )
-        if not found.converged:
-            rank_zero_warn(
-                f"After {found.products} curvature-vector products the {wanted} leading "
-                f"eigenpairs of group {group!r} have residuals up to "
-                f"{float(found.residuals.max()):.1e} instead of {self.tol:.1e}. Their values are "
-                "the best found so far. Use a larger tol or max_products, or fewer pairs.",
-                category=RuntimeWarning,
-            )
-        self._pairs[group] = found
-        return found
+        return self._search(group).pairs(k)
 
     def eigenvalues(
         self,
@@ -215,7 +168,7 @@ class MatrixFreeEvaluation:
         _refuse_subset(samples)
         pairs = self.eigenpairs(group, k)
         count = self._k if k is None else k
-        return self._space(group).split(pairs.vectors[-count:])
+        return self._search(group).space.split(pairs.vectors[-count:])
 
     def directions(
         self,
@@ -238,21 +191,21 @@ class MatrixFreeEvaluation:
             went among vectors over samples and outputs, which has them already.
 
         Raises:
-            OptionError: k is out of range, a subset of the samples, or the Hessian.
+            OptionError: k is out of range, a subset of the samples, or a matrix along whose
+                eigenvectors samples have no curvature.
         """
         _refuse_subset(grad_samples)
         _refuse_subset(ggn_samples)
-        if self.matrix != "ggn":
-            raise OptionError("Directions are those of the GGN. Use matrix='ggn'.")
+        if not self.matrix.has_directions:
+            raise OptionError(self.matrix.no_directions)
         pairs = self.eigenpairs(group, k)
         count = min(self._k if k is None else k, pairs.values.numel())
         values = pairs.values[-count:]
-        if group in self._pushed:
-            slopes, curvatures = self._products.along(self._pushed[group][..., -count:])
+        search = self._search(group)
+        if search.pushed is not None:
+            slopes, curvatures = self._products.along(search.pushed[..., -count:])
         else:
-            slopes, curvatures = self._products.derivatives(
-                self._space(group), pairs.vectors[-count:]
-            )
+            slopes, curvatures = self._products.derivatives(search.space, pairs.vectors[-count:])
         known = values > numerical_floor(values, self._products.dtype)
         gammas = torch.where(known, slopes, torch.nan)
         return Directions(values, gammas, curvatures, self.scale, self.scale)
@@ -273,7 +226,7 @@ class MatrixFreeEvaluation:
         found = self.directions(group, k)
         coefficients = found.newton_coefficients(damping).to(self._products.dtype)
         vectors = self.eigenpairs(group, k).vectors[-coefficients.numel() :]
-        step = self._space(group).split((coefficients @ vectors).unsqueeze(0))
+        step = self._search(group).space.split((coefficients @ vectors).unsqueeze(0))
         return {name: part[0] for name, part in step.items()}
 
     def trace(self, group: str = "all") -> TraceEstimate:
@@ -282,41 +235,25 @@ class MatrixFreeEvaluation:
         Costs `trace_samples` Jacobian-vector products (full products for the Hessian).
         """
         if group not in self._traces:
-            pairs, space, dual = self.eigenpairs(group), self._space(group), self._dual(group)
-            if pairs.basis.shape[1] == space.size:
-                dual = None
-
-            def form(vectors: Tensor) -> Tensor:
-                if dual is not None:
-                    return self.scale * dual.squares(dual.pull(vectors))
-                return self._products.quadratic(space, vectors)
-
-            with self._products.prepared():
-                self._traces[group] = estimate_trace(
-                    form,
-                    pairs.basis,
-                    pairs.captured,
-                    self._trace_samples,
-                    torch.Generator().manual_seed(self._seed + 1),
-                )
+            self._traces[group] = self._search(group).trace(self._trace_samples)
         return self._traces[group]
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:
         """Squared norm of the loss's gradient with respect to the group, scalar."""
         if group not in self._gradients:
-            gradient = self._products.gradient(self._space(group))
+            gradient = self._products.gradient(self._search(group).space)
             self._gradients[group] = gradient.square().sum(dtype=torch.float64)
         return self._gradients[group]
 
     def gradient(self, group: str = "all") -> dict[str, Tensor]:
         """Gradient of the loss, parameter name -> [*shape]; costs one backward pass."""
-        space = self._space(group)
+        space = self._search(group).space
         parts = space.split(self._products.gradient(space).reshape(1, -1))
         return {name: part[0] for name, part in parts.items()}
 
     def gradient_norms(self, group: str = "all") -> Tensor:
         """Norms of the per-sample gradients, [N]; costs a backward pass for each sample."""
-        return self._products.sample_gradient_norms(self._space(group))
+        return self._products.sample_gradient_norms(self._search(group).space)
 
     def gradient_variance(self, group: str = "all") -> Tensor:
         """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
@@ -342,37 +279,35 @@ class MatrixFreeEvaluation:
         rows, count = targets.shape[0], self.num_samples
         if rows == count:
             return targets
-        return self._products.split_rows(targets) if rows % count == 0 else None
+        return self._products.batches.layout.split(targets) if rows % count == 0 else None
 
     def warm_start(self) -> dict[str, Start]:
         """What the evaluation of the next monitored step can start from."""
         return {
-            group: Start(pairs.values.detach(), pairs.vectors.detach())
-            for group, pairs in self._pairs.items()
+            group: Start(search.found.values.detach(), search.found.vectors.detach())
+            for group, search in self._searches.items()
+            if search.found is not None
         }
 
     def explain(self) -> str:
         """Products, residuals and what they say of each group."""
         lines = [f"{'group':<12} {'k':>4} {'products':>9} {'largest residual':>17} converged"]
-        for group, pairs in self._pairs.items():
+        for group, search in self._searches.items():
+            if (pairs := search.found) is None:
+                continue
             lines.append(
                 f"{group:<12} {pairs.values.numel():>4} {pairs.products:>9} "
                 f"{float(pairs.residuals.max()):>17.1e} {'yes' if pairs.converged else 'no'}"
             )
         return "\n".join(lines)
 
-    def _dual(self, group: str) -> DualSpace | None:
-        if group not in self._duals:
-            self._duals[group] = self._products.dual(self._space(group))
-        return self._duals[group]
-
-    def _space(self, group: str) -> Space:
-        if group not in self._spaces:
+    def _search(self, group: str) -> Search:
+        if group not in self._searches:
             raise OptionError(
                 f"Unknown parameter group {group!r}. This evaluation has: "
-                f"{', '.join(self._spaces)}."
+                f"{', '.join(self._searches)}."
             )
-        return self._spaces[group]
+        return self._searches[group]
 
 
 def _refuse_subset(samples: Sequence[int] | None) -> None:

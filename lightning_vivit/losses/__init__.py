@@ -3,6 +3,7 @@
 from lightning_vivit.losses.base import SampleLoss
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.elementwise import ElementwiseLoss
+from lightning_vivit.losses.multiple import MultipleLoss
 from lightning_vivit.losses.registry import (
     SUPPORTED,
     LossRule,
@@ -17,6 +18,7 @@ __all__ = [
     "ElementwiseLoss",
     "LossCall",
     "LossRule",
+    "MultipleLoss",
     "SampleLayout",
     "SampleLoss",
     "add_loss_rule",

@@ -1,7 +1,7 @@
-"""The GGN among vectors over samples and outputs.
+"""A matrix among vectors over samples and columns of their roots.
 
-G = scale V V^T with V = J^T S [P, N*D] has the nonzero eigenvalues of scale V^T V, whose vectors
-are shorter where N*D < P. V u is kept in a compact form: of a linear layer with fewer positions R
+A = scale V V^T with V = J^T S [P, N*M] has the nonzero eigenvalues of scale V^T V, whose vectors
+are shorter where N*M < P. V u is kept in a compact form: of a linear layer with fewer positions R
 than inputs, the cotangents g [R, O] at its output instead of the weight's gradient g^T x. What J
 gives of that gradient is then x x^T g, which costs R^2 O instead of 2 R I O multiply-adds, and no
 vector of the size of the weight is written. Measured on one CPU thread with 1000 classes: a
@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from lightning_vivit.jacobian.linear import graph_grad, not_twice
+from lightning_vivit.jacobian.live import LivePart, Space
 from lightning_vivit.jacobian.probing import tolerance
 from lightning_vivit.jacobian.trust import Proofs, signature
 from lightning_vivit.machine.heap import HEAP_BLOCK
-from lightning_vivit.matrixfree.linear import graph_grad, not_twice
-from lightning_vivit.matrixfree.live import LivePart, Space
+from lightning_vivit.matrices import Matrix
 from lightning_vivit.problem.tape.recorder import Tape
 from lightning_vivit.samples.batch import tensors_in
 
@@ -64,16 +65,19 @@ class DualSpace:
     """V and V^T for one group of parameters.
 
     Attributes:
-        size: N*D.
+        size: N*M, M columns of a root.
         halves: Half products so far.
         width: Entries of V u in compact form beside J V u.
     """
 
-    def __init__(self, part: LivePart, space: Space, tape: Tape, model: nn.Module) -> None:
+    def __init__(
+        self, part: LivePart, matrix: Matrix, space: Space, tape: Tape, model: nn.Module
+    ) -> None:
         """Make the graph of V^T.
 
         Args:
-            part: All samples with their graph; the loss has `root_product`.
+            part: All samples with their graph.
+            matrix: It has `root_product`.
             space: The parameters.
             tape: The recording of the graph.
             model: What is proved is remembered as long as it lives.
@@ -81,11 +85,11 @@ class DualSpace:
         Raises:
             ProblemError: An operation cannot be differentiated twice.
         """
-        self._part, self._space = part, space
+        self._part, self._matrix, self._space = part, matrix, space
         self._outputs = part.linear.outputs
         flat = part.layout.flatten(self._outputs.detach())
         self._shape = flat.shape  # [N, D]
-        self.size, self.halves = flat.numel(), 0
+        self.size, self.halves = flat.shape[0] * matrix.columns(flat.shape[1]), 0
         self._layers = _short_layers(tape, space)
         key = (*signature(tape, self._outputs, model), tuple(space.shapes))
         if self._layers and not _AGREED.get(model, key, lambda: (self._agree(tape), True)):
@@ -108,10 +112,10 @@ class DualSpace:
         self._targets = [target for target, used in zip(targets, live, strict=True) if used]
         self._pulled = [grad for grad, used in zip(pulled, live, strict=True) if used]
         self._sizes = [grad.numel() for grad in self._pulled]
-        self.width = sum(self._sizes) + self.size
+        self.width = sum(self._sizes) + flat.numel()
 
     def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
-        """V^T V u [K, N*D] of u [K, N*D]; V u in compact form beside J V u to K of [Q + N*D]."""
+        """V^T V u [K, N*M] of u [K, N*M]; V u in compact form beside J V u to K of [Q + N*D]."""
         compact = sum(self._sizes)
         images = []
         for form, column in zip(forms, columns, strict=True):
@@ -130,7 +134,7 @@ class DualSpace:
         return max(count, fitting if kept < 2 * count else min(fitting, kept))
 
     def pull(self, columns: Tensor) -> Tensor:
-        """V u for K vectors, [K, N*D] to the compact form [K, Q]: half a product."""
+        """V u for K vectors, [K, N*M] to the compact form [K, Q]: half a product."""
         found = columns.new_empty(columns.shape[0], sum(self._sizes))
         for row, column in zip(found, columns, strict=True):
             self._pull(column, row)
@@ -166,19 +170,16 @@ class DualSpace:
         return flat.reshape(forms.shape[0], *self._shape).permute(1, 2, 0)
 
     def push(self, vectors: Tensor) -> Tensor:
-        """V^T v for K vectors of the parameters, [K, P] to [K, N*D]: half a product."""
-        found = []
-        for vector in vectors.split(1):
-            named = self._space.split(vector)
-            pushed = self._part.linear.jacobian_vector(named)
-            found.append(self._weigh(self._part.outputs_of(pushed)))
+        """V^T v for K vectors of the parameters, [K, P] to [K, N*M]: half a product."""
+        found = [self._weigh(self._part.push(self._space, one)) for one in vectors.split(1)]
         self.halves += vectors.shape[0]
         return torch.cat(found)
 
     def _pull(self, column: Tensor, compact: Tensor) -> list[Tensor]:
-        """V u of u [N*D] into a compact form [Q]; its parts."""
+        """V u of u [N*M] into a compact form [Q]; its parts."""
         self.halves += 1
-        weighed = self._part.loss.root_product(column.reshape(*self._shape, 1))
+        parts = column.reshape(self._shape[0], -1, 1)
+        weighed = self._matrix.root_product(self._part.loss, parts)
         assert weighed is not None
         cotangent = self._part.columns_of(weighed)
         grads = torch.autograd.grad(
@@ -220,8 +221,8 @@ class DualSpace:
         return self._part.outputs_of(pushed)[:, :, 0]
 
     def _weigh(self, pushed: Tensor) -> Tensor:
-        """S^T J v [K, N*D] from J v [N, D, K]."""
-        weighed = self._part.loss.root_product(pushed, transpose=True)
+        """S^T J v [K, N*M] from J v [N, D, K]."""
+        weighed = self._matrix.root_product(self._part.loss, pushed, transpose=True)
         assert weighed is not None
         return weighed.permute(2, 0, 1).flatten(1)
 

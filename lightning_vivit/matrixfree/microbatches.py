@@ -1,125 +1,221 @@
-"""The microbatches of a problem, and the factor with which each enters the whole batch's loss.
-
-A training step that sees a microbatch normalises by the microbatch. The whole loss is
-sum_b share_b loss_b; the shares follow from what each loss divides by, and where a step divides
-itself (``loss.sum() / len(batch)``) from how its factor changes with the size of the microbatch.
-"""
+"""A problem's batch in parts of which one at a time is in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_vivit.errors import InteractionError, OptionError, ProblemError
-from lightning_vivit.jacobian.proof import refuse_mixing
-from lightning_vivit.jacobian.trust import Proofs, signature
-from lightning_vivit.losses import LossCall, SampleLoss
+from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.jacobian.linear import Linearization
+from lightning_vivit.jacobian.live import LivePart
+from lightning_vivit.losses import LossCall, MultipleLoss, make_loss
+from lightning_vivit.matrixfree.fitting import fitting_samples
+from lightning_vivit.matrixfree.locate import locate
+from lightning_vivit.matrixfree.shares import Size, shares
+from lightning_vivit.problem.forms.twice import TwiceDifferentiable
+from lightning_vivit.problem.isolation.numerics import quiet_numerics
 from lightning_vivit.problem.problem import Problem, Recording
+from lightning_vivit.problem.tape.recorder import Tape
 from lightning_vivit.samples.batch import batch_size
 from lightning_vivit.samples.layout import SampleLayout
 
-_LAYOUTS: Proofs[SampleLayout] = Proofs()
-_NO_LOSS = "The problem has no loss, so it has no curvature. Give a loss."
+_PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a loss call of one microbatch can be divided by.
+class Microbatches:
+    """The parts of a batch; a single one keeps its graph.
 
     Attributes:
-        samples: Number of samples.
-        normalizer: What reduction "mean" divides by.
-        reduction: Reduction of the loss call.
-        factor: Derivative of the loss with respect to the call's result (to its entries, for
-            reduction "none", if all that count are equal).
-        entries: Entries of the unreduced result that count.
-        terms: Entries of the unreduced result.
-        averages: Whether the whole loss is a mean over samples by convention, scale = 1/N.
+        kept: The whole batch, where it is in memory at once; else None.
+        tape: The recording of what is kept.
+        layout: Where the samples are in the outputs of all.
+        scale: The loss of all is ``scale * sum_n l_n``.
+        value: Value of that loss, as the user reduces it.
+        targets: The loss call's target; None if there are several parts.
+        ignore_index: Class index that the loss ignores.
+        outputs: [N, D], detached.
     """
 
-    samples: int
-    normalizer: float
-    reduction: str
-    factor: float
-    entries: float
-    terms: float
-    averages: bool
+    def __init__(
+        self,
+        problem: Problem,
+        names: Sequence[str],
+        linearised: bool,
+        microbatch: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        """Run every part once, for the scale of the whole batch's loss.
 
-    @classmethod
-    def of(cls, call: LossCall, loss: SampleLoss, samples: int) -> Size:
-        """Read the sizes off a loss call.
+        Args:
+            problem: What is differentiated; it needs a loss.
+            names: Parameters.
+            linearised: Whether the network enters by its Jacobian alone; else the parts keep their
+                loss with its graph too.
+            microbatch: Samples of a part; None for as many as fit.
+            max_memory: Bytes for the graph and the outputs of a part, if there is no `microbatch`;
+                None for half of what is free.
 
         Raises:
-            ProblemError: Entries of an unreduced loss enter with different factors.
+            OptionError: No loss, or an impossible microbatch.
+            ProblemError: The loss of microbatches cannot be put together.
+            InteractionError: Samples influence each other.
         """
-        reduction = call.options.get("reduction", "mean")
-        multiplier = call.multiplier
-        several = isinstance(multiplier, Tensor) and multiplier.ndim > 0 and reduction == "none"
-        averages = reduction == "mean" or several
-        if not isinstance(multiplier, Tensor) or multiplier.numel() == 1:
-            factor = float(multiplier)
-            return cls(samples, loss.normalizer, reduction, factor, 1.0, 1.0, averages)
-        counted = multiplier[multiplier != 0]
-        if counted.numel() == 0 or not torch.allclose(counted, counted.flatten()[0]):
-            raise ProblemError(
-                "The entries of the unreduced loss enter the loss with different factors, so the "
-                "factors of a microbatch do not tell those of the whole batch. Use microbatch=None."
-            )
-        entries, terms = float(counted.numel()), float(multiplier.numel())
-        factor = float(counted.flatten()[0])
-        return cls(samples, loss.normalizer, reduction, factor, entries, terms, averages)
+        self._problem, self._names, self._linearised = problem, list(names), linearised
+        count = batch_size(problem.inputs)
+        self._bounds = _split(count, microbatch)
+        self._prepared = False
+        if self._visit(microbatch is None and count > 1, max_memory):
+            return
+        try:
+            self._visit(False, None)
+        except ProblemError:  # not to be divided: half of the free memory is not all of it
+            self._bounds = _split(count, None)
+            self._visit(False, None)
+
+    def __len__(self) -> int:
+        """How many parts."""
+        return len(self._bounds)
 
     @property
-    def plain(self) -> bool:
-        """Whether the loss is the result of the call itself, whatever the size."""
-        return self.factor == 1.0 and self.samples > 1
+    def size(self) -> int:
+        """Samples of the largest part."""
+        return self._bounds[0][1]
 
-    def divisors(self) -> dict[str, float]:
-        """Sizes that a step may have divided by."""
-        found = {"nothing": 1.0, "samples": float(self.samples)}
-        if self.reduction == "mean":
-            return {"nothing": self.normalizer}
-        return found | {"weights": self.normalizer, "entries": self.entries, "terms": self.terms}
+    @contextmanager
+    def opened(self, index: int) -> Iterator[LivePart]:
+        """One part with its graph."""
+        if self.kept is not None:
+            with self.prepared():
+                yield self.kept
+            return
+        with self._recorded(index) as recording:
+            yield self._live(index, recording, self._shares[index])
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Set the numerics once for many uses; each one sets them by itself otherwise."""
+        if self._prepared or self.kept is None:
+            yield
+            return
+        with quiet_numerics():
+            self._prepared = True
+            try:
+                yield
+            finally:
+                self._prepared = False
+
+    def _visit(self, may_split: bool, max_memory: int | None) -> bool:
+        """Run every part.
+
+        Args:
+            may_split: Whether the batch may be divided if it does not fit.
+            max_memory: Budget for that.
+
+        Returns:
+            Whether it is done; else the batch does not fit, and smaller parts are set.
+        """
+        self.kept: LivePart | None = None
+        self.tape: Tape | None = None
+        self._starts: list[int] = []
+        alone = len(self._bounds) == 1
+        sizes: list[Size] = []
+        values: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for index in range(len(self._bounds)):
+            with self._recorded(index) as found:
+                if may_split:
+                    count = self._bounds[0][1]
+                    fitting = fitting_samples(found, count, max_memory)
+                    if fitting < count:
+                        self._bounds = _split(count, fitting)
+                        return False
+                call, total = _require_loss(found)
+                if index == 0:
+                    self._take_layout(found, call)
+                self._starts.append(sum(part.shape[0] for part in outputs))
+                part = self._live(index, found, None)
+                values.append(total.detach())
+                outputs.append(part.layout.flatten(part.linear.outputs.detach()))
+                if index == 0:
+                    self._prove(part)
+                if alone:
+                    self.kept, self.tape, self.scale = part, found.tape, part.scale
+                else:
+                    sizes.append(Size.of(call, part.loss, part.layout.num_samples))
+        self.outputs = outputs[0] if alone else torch.cat(outputs)  # [N, D]
+        self._shares = [1.0] if alone else shares(sizes, self._other_size(sizes))
+        if not alone:
+            self.scale = 1.0 / self.outputs.shape[0] if sizes[0].averages else 1.0
+        shared = [share * value for share, value in zip(self._shares, values, strict=True)]
+        self.value = torch.stack(shared).sum()
+        return True
+
+    def _take_layout(self, recording: Recording, call: LossCall) -> None:
+        """Find out from the first part what all have in common."""
+        found = locate(self._part(0), recording)
+        self._by_rows = found.num_samples == recording.outputs.shape[0]
+        self._minor = found.minor
+        self.targets = call.target if len(self._bounds) == 1 else None
+        self.ignore_index = int(call.options.get("ignore_index", -100))
+
+    @property
+    def layout(self) -> SampleLayout:
+        """Where the samples are in the outputs of all."""
+        return SampleLayout(self.outputs.shape[0], self._minor)
+
+    def _prove(self, part: LivePart) -> None:
+        """Check the products in both directions, once for each model and set of parameters."""
+        proved = _PROVED.setdefault(self._problem.model, set())
+        if tuple(self._names) not in proved:
+            part.linear.check()
+            proved.add(tuple(self._names))
+
+    def _part(self, index: int) -> Problem:
+        return self._problem if len(self._bounds) == 1 else self._problem.part(*self._bounds[index])
+
+    @contextmanager
+    def _recorded(self, index: int) -> Iterator[Recording]:
+        cudnn = torch.backends.cudnn.flags(enabled=not self._recurrent())
+        twice = TwiceDifferentiable(lean=self._linearised)
+        with cudnn, twice, self._part(index).recorded(self._names) as found:
+            yield found
+
+    def _recurrent(self) -> bool:
+        """CuDNN's recurrent layers cannot be differentiated twice."""
+        return any(isinstance(child, nn.RNNBase) for child in self._problem.model.modules())
+
+    def _live(self, index: int, recording: Recording, share: float | None) -> LivePart:
+        """A part; without its share of the loss as if it were alone."""
+        call, total = _require_loss(recording)
+        start, stop = self._bounds[index]
+        own = recording.outputs.shape[0] if self._by_rows else stop - start
+        layout = SampleLayout(own, self._minor)
+        linear = Linearization(recording.outputs, recording.tape.parameters)
+        loss = make_loss(call, layout)
+        scale = loss.scale
+        if share is not None:
+            total, factor, scale = share * total, share * scale / self.scale, self.scale
+            loss = loss if abs(factor - 1.0) < 1e-12 else MultipleLoss(loss, factor)
+        live = None if self._linearised else total
+        return LivePart(linear, layout, loss, scale, self._starts[index], live)
+
+    def _other_size(self, sizes: Sequence[Size]) -> Size | None:
+        """A part of another size, if the sizes at hand do not tell how the scale changes."""
+        if all(size.plain for size in sizes) or len({size.samples for size in sizes}) > 1:
+            return None
+        count = 1 if sizes[0].samples > 1 else 2
+        with self._problem.part(0, count).recorded(self._names) as recording:
+            call, _ = _require_loss(recording)
+            layout = SampleLayout(count, self._minor)
+            return Size.of(call, make_loss(call, layout), count)
 
 
-def shares(sizes: Sequence[Size], other: Size | None) -> list[float]:
-    """Factors with which the microbatches' losses add up to the whole batch's.
-
-    Args:
-        sizes: The microbatches.
-        other: One more microbatch of another number of samples; None if all are plain.
-
-    Returns:
-        One factor for each microbatch.
-
-    Raises:
-        ProblemError: The factor of the loss call follows no known size.
-    """
-    seen = [*sizes, *([] if other is None else [other])]
-    for divisor in sizes[0].divisors():
-        amounts = [size.divisors()[divisor] for size in seen]
-        mean = sizes[0].reduction == "mean"  # the call itself divides by the amount
-        products = [
-            size.factor * (1.0 if mean else amount)
-            for size, amount in zip(seen, amounts, strict=True)
-        ]
-        if max(products) - min(products) <= 1e-5 * max(products):
-            own = amounts[: len(sizes)]
-            if divisor == "nothing" and not mean:
-                return [1.0] * len(sizes)
-            return [amount / sum(own) for amount in own]
-    raise ProblemError(
-        "The loss of a microbatch is scaled by a factor that is neither constant nor one over its "
-        "number of samples, entries or weights, so the scale for the whole batch is not known. "
-        "Use microbatch=None."
-    )
-
-
-def split_samples(count: int, microbatch: int | None) -> list[tuple[int, int]]:
-    """First sample, and one after the last, of each microbatch.
+def _split(count: int, microbatch: int | None) -> list[tuple[int, int]]:
+    """First sample, and one after the last, of each part.
 
     Raises:
         OptionError: The microbatch is not a positive integer.
@@ -131,63 +227,12 @@ def split_samples(count: int, microbatch: int | None) -> list[tuple[int, int]]:
     return [(start, min(count, start + microbatch)) for start in range(0, count, microbatch)]
 
 
-def locate(problem: Problem, recording: Recording) -> SampleLayout:
-    """Which rows of the outputs belong to which sample, found by running one sample alone.
-
-    That is remembered, and tried again from time to time.
-
-    Args:
-        problem: The problem that was recorded.
-        recording: Its recording.
-
-    Returns:
-        The layout of the outputs.
-
-    Raises:
-        InteractionError: The sample's outputs are others than in the batch.
-    """
-    count, outputs = recording.batch_size, recording.outputs.detach()
-    refuse_mixing(recording.tape, count)
-    rows = outputs.shape[0]
-    if rows % count:
-        return SampleLayout(rows)  # each row is a sample of its own
-    if count == 1:
-        return SampleLayout(1)
-    key = (*signature(recording.tape, outputs, problem.model), count)
-    return _LAYOUTS.get(problem.model, key, lambda: (_located(problem, outputs, count), True))
-
-
-def _located(problem: Problem, outputs: Tensor, count: int) -> SampleLayout:
-    rows = outputs.shape[0]
-    last = batch_size(problem.inputs) - 1
-    with problem.part(last, last + 1).recorded() as alone:
-        single = alone.outputs.detach()
-    positions = rows // count
-    for layout in (SampleLayout(count), SampleLayout(count, minor=True)):
-        own = layout.split(outputs)[last]
-        if single.shape[0] == positions and _equal(own, single):
-            return layout
-    raise InteractionError(
-        "The last sample has other outputs alone than in the batch, so the samples influence each "
-        "other (or the model is random). Slopes and curvatures of single samples are then not "
-        "defined. Put the model in eval mode, or normalise without the batch."
-    )
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
-    precise = first.dtype == torch.float64
-    scale = float(first.abs().max())
-    return bool(((first - second).abs() <= (1e-8 if precise else 1e-3) * scale + 1e-12).all())
-
-
-def require_loss(recording: Recording) -> tuple[LossCall, Tensor]:
+def _require_loss(recording: Recording) -> tuple[LossCall, Tensor]:
     """The loss call and the live loss of a recording.
 
     Raises:
         OptionError: There is none.
     """
     if recording.loss is None or recording.total is None:
-        raise OptionError(_NO_LOSS)
+        raise OptionError("The problem has no loss, so it has no curvature. Give a loss.")
     return recording.loss, recording.total

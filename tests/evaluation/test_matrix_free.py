@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_vivit import MatrixFreeEvaluation, OptionError, Problem, ProblemError, evaluate
+from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrixfree.fitting import graph_bytes
 from lightning_vivit.matrixfree.products import Products
 
@@ -75,7 +76,7 @@ def test_microbatches_equal_the_whole_batch(name, loss, reduction, microbatch):
     function, targets, reference = loss_on(name, loss, reduction)
     found = case(name)
     problem = Problem(found.model, function, found.inputs, targets)
-    products = Products(problem, names(found.model), microbatch=microbatch)
+    products = Products(problem, names(found.model), GGN(), microbatch=microbatch)
     space = products.space(names(found.model))
     vectors = torch.randn(3, space.size, dtype=torch.float64)
     product, expected = products.multiply(space, vectors), vectors @ reference.ggn
@@ -89,7 +90,9 @@ def test_microbatches_equal_the_whole_batch(name, loss, reduction, microbatch):
         products.sample_gradient_norms(space), reference.sample_gradients.norm(dim=1)
     )
     with torch.no_grad():
-        torch.testing.assert_close(products.value, function(found.model(found.inputs), targets))
+        torch.testing.assert_close(
+            products.batches.value, function(found.model(found.inputs), targets)
+        )
 
 
 DIVIDED = {
@@ -120,10 +123,10 @@ def test_a_batch_that_does_not_fit_is_divided():
     vectors = torch.randn(2, reference.ggn.shape[0], dtype=torch.float64)
     expected, seen = vectors @ reference.ggn, []
     for budget in (1 << 40, 20_000, 1):
-        products = Products(problem, names(found.model), max_memory=budget)
+        products = Products(problem, names(found.model), GGN(), max_memory=budget)
         product = products.multiply(products.space(names(found.model)), vectors)
         assert float((product - expected).abs().max() / expected.abs().max()) < 1e-9
-        seen.append(products.microbatch)
+        seen.append(products.batches.size)
     assert seen[0] == len(found.inputs) > seen[1] > seen[2] == 1
     evaluation = evaluate(problem, method="matrix_free", k=2, tol=1e-8, max_memory=1)
     exact = torch.linalg.eigvalsh(reference.ggn)[-2:]
@@ -155,9 +158,9 @@ def test_a_step_that_cannot_be_divided_stays_whole():
     batch = torch.randn(6, 4).double(), torch.arange(6) % 3
     problem = Problem.from_training_step(Odd(), batch)
     with pytest.raises(ProblemError, match="neither constant"):
-        Products(problem, list(problem.trainable()), microbatch=2)
-    products = Products(problem, list(problem.trainable()), max_memory=1)
-    assert products.microbatch == 6
+        Products(problem, list(problem.trainable()), GGN(), microbatch=2)
+    products = Products(problem, list(problem.trainable()), GGN(), max_memory=1)
+    assert products.batches.size == 6
 
 
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
@@ -166,14 +169,14 @@ def test_scale_of_the_whole_batch(how, microbatch):
     found = case("gpt_tied")
     targets = torch.tensor([[0, -1, 1, 2], [1, 1, 2, 0], [2, -1, -1, 1], [0, 2, 1, -1]])
     problem = Problem(found.model, DIVIDED[how], found.inputs, targets)
-    whole = Products(problem, names(found.model))
-    parts = Products(problem, names(found.model), microbatch=microbatch)
+    whole = Products(problem, names(found.model), GGN())
+    parts = Products(problem, names(found.model), GGN(), microbatch=microbatch)
     space = whole.space(names(found.model))
     vectors = torch.randn(2, space.size, dtype=torch.float64)
     torch.testing.assert_close(
         parts.multiply(space, vectors), whole.multiply(space, vectors), rtol=1e-6, atol=1e-8
     )
-    torch.testing.assert_close(parts.value, whole.value, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(parts.batches.value, whole.batches.value, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("microbatch", [None, 2])
@@ -247,8 +250,9 @@ def test_what_it_cannot_do_is_said():
 
 
 def test_too_few_products_give_a_warning_and_the_flag():
-    evaluation, _, _ = free("mlp_gelu_deep", "cross_entropy")
-    evaluation._max_products = 4
+    _, _, problem = free("mlp_gelu_deep", "cross_entropy")
+    groups = {"all": list(problem.trainable())}
+    evaluation = MatrixFreeEvaluation(problem, groups, k=3, tol=1e-7, max_products=4)
     with pytest.warns(RuntimeWarning, match="residuals up to"):
         pairs = evaluation.eigenpairs(k=3)
     assert not pairs.converged and pairs.products == 4

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_vivit import Problem, evaluate
+from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrixfree.products import Products
 
 
@@ -128,7 +129,7 @@ def test_pairs_and_directions_are_those_of_the_gram_matrix(name, loss, groups):
 def test_products_are_those_of_the_parameters(name):
     problem, layers = problem_of(name, nn.CrossEntropyLoss())
     names = list(problem.trainable())
-    products = Products(problem, names)
+    products = Products(problem, names, GGN())
     space = products.space(names)
     dual = products.dual(space)
     assert dual is not None and len(dual._layers) == layers
@@ -162,7 +163,7 @@ def test_an_overwritten_input_counts_as_autograd_counts_it():
     model, inputs = Overwriting().double(), torch.randn(4, 30).double()
     problem = Problem(model, nn.CrossEntropyLoss(), inputs, torch.tensor([0, 1, 2, 0]))
     names = list(problem.trainable())
-    products = Products(problem, names)
+    products = Products(problem, names, GGN())
     space = products.space(names)
     dual = products.dual(space)
     assert dual is not None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_vivit import Problem, evaluate
 from lightning_vivit.demo.gpt import GPT
 from lightning_vivit.losses import LossCall, make_loss
+from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.samples.layout import SampleLayout
 
@@ -61,7 +62,7 @@ class Shift(nn.Module):
 def test_vectors_are_left_as_they_are_where_the_jacobian_is_the_identity(samples):
     inputs, targets = torch.zeros(samples, 4).double(), torch.arange(samples)
     problem = Problem(Shift(), nn.CrossEntropyLoss(), inputs, targets)
-    products = Products(problem, ["shift"])
+    products = Products(problem, ["shift"], GGN())
     vectors = torch.randn(2, 4, dtype=torch.float64)
     before = vectors.clone()
     found = products.multiply(products.space(["shift"]), vectors)

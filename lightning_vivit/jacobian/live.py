@@ -1,15 +1,16 @@
-"""Vectors over parameters, and a microbatch that can be multiplied with them."""
+"""Vectors over parameters, and samples of a batch whose graph can be multiplied with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_vivit.jacobian.linear import Linearization, not_twice
 from lightning_vivit.losses import SampleLoss
-from lightning_vivit.matrixfree.linear import Linearization, not_twice
 from lightning_vivit.samples.layout import SampleLayout
 
 
@@ -43,21 +44,38 @@ class Space:
 
 @dataclass(frozen=True)
 class LivePart:
-    """One microbatch with its graph.
+    """Samples of a batch with the graph of their forward pass.
 
     Attributes:
-        linear: Jacobian products of its outputs.
-        layout: Its samples in its outputs.
-        loss: Its per-sample loss.
-        gradients: Gradients of its loss with a graph (only for the Hessian), by name.
-        start: Its first sample in the batch.
+        linear: Jacobian products of their outputs.
+        layout: Where the samples are in the outputs.
+        loss: Their losses l_n, such that the whole batch's loss is ``scale * sum_n l_n``.
+        scale: That of the whole batch.
+        start: The first sample's place in the batch.
+        total: What they add to the whole batch's loss, graph attached; None where no matrix
+            differentiates it.
     """
 
     linear: Linearization
     layout: SampleLayout
     loss: SampleLoss
-    gradients: dict[str, Tensor]
-    start: int
+    scale: float
+    start: int = 0
+    total: Tensor | None = None
+
+    @property
+    def samples(self) -> slice:
+        """Which samples of the batch they are."""
+        return slice(self.start, self.start + self.layout.num_samples)
+
+    def push(self, space: Space, vectors: Tensor) -> Tensor:
+        """J v for K vectors, [K, P] to [N, D, K]."""
+        return self.outputs_of(self.linear.jacobian_vector(space.split(vectors)))
+
+    def pull(self, space: Space, columns: Tensor) -> Tensor:
+        """J^T w for K columns, [N, D, K] to [K, P] in memory of its own."""
+        found = self.linear.vector_jacobian(self.columns_of(columns), list(space.shapes))
+        return space.join(found)
 
     def outputs_of(self, pushed: Tensor) -> Tensor:
         """J v [K, *outputs shape] as [N, D, K]."""
@@ -72,23 +90,25 @@ class LivePart:
             return self.layout.unflatten(outputs[:, :, 0], shape).unsqueeze(0)
         return torch.stack([self.layout.unflatten(part, shape) for part in outputs.unbind(2)])
 
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of `total` with their graph, by name, without those that depend on nothing."""
+        assert self.total is not None
+        parameters = self.linear.parameters
+        try:
+            grads = torch.autograd.grad(
+                self.total, list(parameters.values()), create_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise not_twice(error) from error
+        return {
+            name: grad
+            for name, grad in zip(parameters, grads, strict=True)
+            if grad is not None and grad.requires_grad
+        }
+
 
 def is_own(pushed: Tensor, vectors: Tensor) -> bool:
     """Whether the memory of J v is its own: not that of v, and not expanded."""
     storage = pushed.untyped_storage().data_ptr()
     return pushed.is_contiguous() and storage != vectors.untyped_storage().data_ptr()
-
-
-def live_gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Gradients of a loss with their graph, without those that depend on nothing."""
-    try:
-        grads = torch.autograd.grad(
-            total, list(parameters.values()), create_graph=True, allow_unused=True
-        )
-    except RuntimeError as error:
-        raise not_twice(error) from error
-    return {
-        name: grad
-        for name, grad in zip(parameters, grads, strict=True)
-        if grad is not None and grad.requires_grad
-    }

@@ -26,6 +26,7 @@ class Linearization:
 
     Attributes:
         outputs: [rows, ...], the differentiated outputs.
+        parameters: The parameters that they are differentiated in, by name.
     """
 
     def __init__(self, outputs: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -36,7 +37,7 @@ class Linearization:
             parameters: The parameters that the outputs are differentiated in.
         """
         self.outputs = outputs
-        self._parameters = dict(parameters)
+        self.parameters = dict(parameters)
         self._dual: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def jacobian_vector(self, vectors: Mapping[str, Tensor]) -> Tensor:
@@ -67,7 +68,7 @@ class Linearization:
         Returns:
             Parameter name -> [K, *shape].
         """
-        parameters = [self._parameters[name] for name in names]
+        parameters = [self.parameters[name] for name in names]
         grads = graph_grad([self.outputs], parameters, [columns])
         return {
             name: parameter.new_zeros(columns.shape[0], *parameter.shape) if grad is None else grad
@@ -87,7 +88,7 @@ class Linearization:
         draw = torch.Generator().manual_seed(0)
         column = torch.randn(1, *self.outputs.shape, generator=draw, dtype=self.outputs.dtype)
         column = column.to(self.outputs)
-        vectors = self.vector_jacobian(column, list(self._parameters))
+        vectors = self.vector_jacobian(column, list(self.parameters))
         squares = {name: float(v.square().sum(dtype=torch.float64)) for name, v in vectors.items()}
         floor = torch.finfo(column.dtype).eps * max(squares.values())  # below it is rounding
         expected = sum(square > floor for square in squares.values())
@@ -108,7 +109,7 @@ class Linearization:
         reached = {  # a node with a variable accumulates the gradient of a leaf
             id(node.variable) for node in graph_nodes(self.outputs) if hasattr(node, "variable")
         }
-        return [name for name, leaf in self._parameters.items() if id(leaf) not in reached]
+        return [name for name, leaf in self.parameters.items() if id(leaf) not in reached]
 
     def _backward(self) -> tuple[Tensor, dict[str, Tensor]]:
         if self._dual is None:
@@ -116,7 +117,7 @@ class Linearization:
             try:
                 grads = torch.autograd.grad(
                     self.outputs,
-                    list(self._parameters.values()),
+                    list(self.parameters.values()),
                     cotangent,
                     create_graph=True,
                     allow_unused=True,
@@ -125,7 +126,7 @@ class Linearization:
                 raise not_twice(error) from error
             live = {
                 name: grad
-                for name, grad in zip(self._parameters, grads, strict=True)
+                for name, grad in zip(self.parameters, grads, strict=True)
                 if grad is not None and grad.requires_grad
             }
             self._dual = cotangent, live
