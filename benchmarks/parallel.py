@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.workloads import SHORT, build
 from lightning_vivit import Problem
-from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
+from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.parallel import Part, Ranks, take_part
 
 REPEATS = 5

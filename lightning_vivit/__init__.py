@@ -10,7 +10,9 @@ from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrum
 from lightning_vivit.datasets import ntk_between
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
 from lightning_vivit.evaluation.directions import Directions
-from lightning_vivit.evaluation.evaluate import Evaluation, MatrixFreeEvaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
+from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
 from lightning_vivit.functions import (
     directional_derivatives,
     empirical_ntk,

@@ -1,6 +1,11 @@
-"""Errors of the package. Every message says what was got, what is supported and what to do."""
+"""Errors of the package, and checks of options that raise them.
+
+Every message says what was got, what is supported and what to do.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class ViViTError(RuntimeError):
@@ -17,3 +22,18 @@ class InteractionError(ProblemError):
 
 class OptionError(ViViTError, ValueError):
     """An option has a value that is not supported."""
+
+
+def require_integer(name: str, value: object, lowest: int) -> int:
+    """The value, an integer that is not below `lowest`; else an OptionError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise OptionError(f"{name} has to be an integer >= {lowest}, got {value!r}.")
+    return value
+
+
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise an OptionError unless `value` is one of the choices."""
+    known = tuple(choices)
+    if value not in known:
+        supported = ", ".join(map(repr, known))
+        raise OptionError(f"{name} has to be one of {supported}, got {value!r}.")

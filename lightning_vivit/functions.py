@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_map
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation.build_kernel import cross_kernel
 from lightning_vivit.evaluation.directions import Damping, Directions
-from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
+from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.problem.groups import ParamGroups
 from lightning_vivit.problem.problem import Problem
@@ -82,9 +84,8 @@ def empirical_ntk(
         first = None if x2 is None else batch_size(x1)
         inputs = x1 if x2 is None else _concatenate(x1, x2)
         problem = Problem(model, None, inputs)
-    return _single(
-        cross_kernel(problem, first, wanted, param_groups, max_memory, backend), param_groups
-    )
+    request = Request(param_groups=param_groups, max_memory=max_memory, backend=backend)
+    return _single(cross_kernel(problem, first, wanted, request), param_groups)
 
 
 def ggn_eigenvalues(

@@ -13,19 +13,15 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.callbacks.failures import cause_of, failure_message, stop_messages
-from lightning_vivit.callbacks.options import (
-    require_choice,
-    require_integer,
-    require_method,
-    require_share,
-)
+from lightning_vivit.callbacks.options import require_share
 from lightning_vivit.callbacks.probe import BatchSource, tensors
 from lightning_vivit.callbacks.progress import shown_in_progress_bar
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
-from lightning_vivit.callbacks.session import Found, ProblemFactory, Request, Session
-from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.evaluation.evaluate import BACKENDS
+from lightning_vivit.callbacks.session import Found, MonitorRequest, ProblemFactory, Session
+from lightning_vivit.errors import OptionError, ViViTError, require_choice, require_integer
+from lightning_vivit.evaluation.request import Request
+from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import (
     Chart,
     Draw,
@@ -38,6 +34,7 @@ from lightning_vivit.loggers import (
     x_axis_step,
 )
 from lightning_vivit.loggers.dashboard import COST, charts
+from lightning_vivit.matrices import find_matrix
 from lightning_vivit.parallel import Ranks, Replica
 from lightning_vivit.problem.isolation.rng import isolated_rng
 
@@ -109,6 +106,7 @@ class Monitor(Callback):
     section: str  # first part of every key
     panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
+    output_kernel: OutputKernel | None = None  # all that `measure` asks for
     needs_kernel = False  # whether `measure` asks for the NTK
     method = "auto"
     matrix = "ggn"
@@ -145,7 +143,6 @@ class Monitor(Callback):
     ) -> None:
         super().__init__()
         require_choice("on_error", on_error, ("warn", "raise"))
-        require_choice("backend", backend, BACKENDS)
         for name, value in (("dtype", dtype), ("replay_dtype", replay_dtype)):
             if value is not None:
                 require_choice(name, value, tuple(DTYPES))
@@ -169,12 +166,9 @@ class Monitor(Callback):
         self.problem = problem
         self.replay_dtype = replay_dtype
         self.max_overhead = require_share("max_overhead", max_overhead)
-        self.max_memory = (
-            max_memory
-            if max_memory is None
-            else require_integer("max_memory", max_memory, lowest=1)
-        )
+        self.max_memory = max_memory
         self._raw = RawResults(on_result, history, dump)
+        self._request()  # checks the options
         self._session = Session(last=self)
         self._looked_at: Any = None  # the batch that an error message describes
         self._state_key: str | None = None  # during a run
@@ -413,31 +407,30 @@ class Monitor(Callback):
 
     def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
         """Take and check the options of a monitor that can do without a Gram matrix."""
-        require_method(method, matrix, tol, microbatch, self.mc_samples)
+        find_matrix(matrix).check_method(method)
         if method == "mc" and self.mc_samples == 0:
             self.mc_samples = 1
-        self.method, self.matrix, self.tol = method, matrix, float(tol)
+        self.method, self.matrix, self.tol = method, matrix, tol
         self.microbatch = microbatch
+        self._request()  # checks them
 
-    def _request(self) -> Request:
-        dtype = None if self.dtype is None else DTYPES[self.dtype]
-        replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
-        return Request(
-            self.source,
-            self.param_groups,
-            self.mc_samples,
-            dtype,
-            self.problem,
-            self.backend,
-            replay,
+    def _request(self) -> MonitorRequest:
+        wanted = Request(
+            param_groups=self.param_groups,
             method=self.method,
             matrix=self.matrix,
+            columns="mc" if self.mc_samples else "exact",
+            mc_samples=max(1, self.mc_samples),
+            output_kernel=self.output_kernel,
+            k=self.k,
             tol=self.tol,
             microbatch=self.microbatch,
+            dtype=None if self.dtype is None else DTYPES[self.dtype],
             max_memory=self.max_memory,
-            vectors=self.parameter_vectors,
-            k=self.k,
+            backend=self.backend,
         )
+        replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
+        return MonitorRequest(self.source, wanted, self.problem, replay, self.parameter_vectors)
 
     def _report(self, evaluation: Found) -> Report:
         report = Report(self._step, monitor=f"{self.prefix}{self.section}")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.callbacks.session import Found
-from lightning_vivit.errors import OptionError, ProblemError
+from lightning_vivit.errors import OptionError, ProblemError, require_integer
 from lightning_vivit.figures import draw_directions
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics.functional import direction_statistics, gradient_statistics

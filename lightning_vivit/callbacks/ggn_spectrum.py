@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
-from lightning_vivit.callbacks.options import require_integer
 from lightning_vivit.callbacks.session import Found
-from lightning_vivit.evaluation.evaluate import MatrixFreeEvaluation
+from lightning_vivit.errors import require_integer
+from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
 from lightning_vivit.figures import History, draw_layers, draw_spectra
 from lightning_vivit.loggers import Chart, Draw, Findings, Panel
 from lightning_vivit.matrices import MATRICES, Matrix

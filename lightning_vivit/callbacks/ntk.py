@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.callbacks.options import require_choice
-from lightning_vivit.callbacks.session import Found, Request
+from lightning_vivit.callbacks.session import Found
 from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.errors import require_choice
 from lightning_vivit.evaluation.kernel_only import OutputEvaluation
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.kernel.modes import OutputKernel
@@ -92,17 +91,14 @@ class NTKMonitor(Monitor):
         self.mode = mode
         wanted = OutputKernel.of(mode, outputs, projections, self.source.seed)
         alone = outputs is not None or mode in ("pseudo", "projected")
-        self._wanted = wanted if alone else None
+        self.output_kernel = wanted if alone else None
         self.needs_kernel = not alone
         self._past: dict[str, dict[str, Tensor]] = {}
 
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
-        alone = None if self._wanted is None else repr(self._wanted)
+        alone = None if self.output_kernel is None else repr(self.output_kernel)
         return {**super().options(), "mode": self.mode, "alone": alone}
-
-    def _request(self) -> Request:
-        return replace(super()._request(), output_kernel=self._wanted)
 
     def forget(self) -> None:
         """Forget the first and the previous kernels, and the steps of the figures."""

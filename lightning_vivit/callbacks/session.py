@@ -9,7 +9,7 @@ groups do not share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -22,10 +22,10 @@ from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
 from lightning_vivit.eigen.lanczos import search_vectors
 from lightning_vivit.eigen.start import Start
-from lightning_vivit.evaluation.build_kernel import evaluate_outputs
-from lightning_vivit.evaluation.evaluate import Evaluation, MatrixFreeEvaluation, evaluate
-from lightning_vivit.kernel.modes import OutputKernel
-from lightning_vivit.matrices import MATRICES
+from lightning_vivit.evaluation.evaluate import evaluate_request
+from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.parallel import (
     Part,
     Ranks,
@@ -37,7 +37,6 @@ from lightning_vivit.parallel import (
     replica_bytes,
     take_part,
 )
-from lightning_vivit.problem.groups import ParamGroups
 from lightning_vivit.problem.isolation.modes import eval_mode
 from lightning_vivit.problem.problem import Problem
 
@@ -46,49 +45,29 @@ ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one monitor wants evaluated."""
+class MonitorRequest:
+    """What one monitor wants evaluated, and of what.
+
+    Attributes:
+        source: Which batch.
+        wanted: What is wanted of it.
+        problem: States the problem in place of the replayed training_step.
+        replay_dtype: What the network is evaluated in; None for its own.
+        vectors: Vectors of the size of the parameters that the monitor keeps.
+    """
 
     source: BatchSource
-    param_groups: ParamGroups = "all"
-    mc_samples: int = 0  # 0: exact columns
-    dtype: torch.dtype | None = None
+    wanted: Request
     problem: ProblemFactory | None = None
-    backend: str = "auto"
     replay_dtype: torch.dtype | None = None
-    output_kernel: OutputKernel | None = None  # a kernel of its own, nothing else
-    method: str = "gram"
-    matrix: str = "ggn"
-    tol: float = 1e-2
-    microbatch: int | None = None
-    max_memory: int | None = None
-    vectors: int = 0  # of the size of the parameters, which the monitor keeps
-    k: int = 10  # requests that differ in k alone share what the largest one needs
+    vectors: int = 0
 
     @property
-    def matrix_free(self) -> bool:
-        """Whether no Gram matrix will be formed, whatever it would cost."""
-        return self.method == "matrix_free" or not MATRICES[self.matrix].has_rows
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Requests with equal keys share an evaluation."""
-        groups = repr(self.param_groups)
-        return (
-            *self.source.key,
-            groups,
-            self.mc_samples,
-            self.dtype,
-            id(self.problem),
-            self.backend,
-            self.replay_dtype,
-            self.output_kernel,
-            self.method,
-            self.matrix,
-            self.tol,
-            self.microbatch,
-            self.max_memory,
-        )
+    def key(self) -> Hashable:
+        """Requests with equal keys share an evaluation; k may differ, the largest is evaluated."""
+        groups = repr(self.wanted.param_groups)
+        same = replace(self.wanted, k=1, param_groups="all")
+        return *self.source.key, groups, same, id(self.problem), self.replay_dtype
 
 
 class Session:
@@ -105,23 +84,23 @@ class Session:
     def __init__(
         self,
         last: object,
-        kernel_requests: Iterable[Request] = (),
-        requests: Iterable[Request] = (),
+        kernel_requests: Iterable[MonitorRequest] = (),
+        requests: Iterable[MonitorRequest] = (),
         ranks: Ranks | None = None,
         replica: Replica | None = None,
     ) -> None:
         self.last = last
-        self._largest: dict[tuple[Any, ...], int] = {}
+        self._largest: dict[Hashable, int] = {}
         for request in requests:
-            self._largest[request.key] = max(request.k, self._largest.get(request.key, 0))
-        self._starts: dict[tuple[Any, ...], dict[str, Start]] = {}
+            self._largest[request.key] = max(request.wanted.k, self._largest.get(request.key, 0))
+        self._starts: dict[Hashable, dict[str, Start]] = {}
         self.ranks = Ranks() if ranks is None else ranks
         self.replica = replica
         self._kernel_keys = {request.key for request in kernel_requests}
         self.pacer = Pacer()
         self.laid_out = False  # whether the dashboards have their charts
         self._probes: dict[tuple[Any, ...], Any] = {}
-        self._results: dict[tuple[Any, ...], Found | Exception] = {}
+        self._results: dict[Hashable, Found | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
         self._reported: Exception | None = None
         self._warned_of_unused = False
@@ -140,7 +119,7 @@ class Session:
 
     def evaluate(
         self,
-        request: Request,
+        request: MonitorRequest,
         module: LightningModule,
         batch: Any,
         batch_idx: int,
@@ -161,10 +140,10 @@ class Session:
         Raises:
             Exception: What the evaluation raised, the same object for everybody who asks for it.
         """
-        found = self._results.get(request.key)
+        key = request.key
+        found = self._results.get(key)
         if found is None:
             try:
-                request = replace(request, k=self._largest.get(request.key, request.k))
                 data = clone_tensors(batch)
                 if self.replica is not None:
                     module = self.replica.gathered(module, self.ranks)
@@ -172,20 +151,20 @@ class Session:
                 self.ranks.exchange()  # all have it, or nobody
             except Exception as error:
                 found = error
-            self._results[request.key] = found
+            self._results[key] = found
         if isinstance(found, Exception):
             raise found
         return found
 
     def check_room(
-        self, name: str, trainer: Trainer, module: LightningModule, request: Request
+        self, name: str, trainer: Trainer, module: LightningModule, request: MonitorRequest
     ) -> None:
         """Refuse a monitor for which a gathered copy of the module would be too large."""
         if self.replica is not None:
-            free = request.matrix_free
-            vectors = request.vectors + (search_vectors(request.k) if free else 0)
+            wanted = request.wanted
+            vectors = request.vectors + (search_vectors(wanted.k) if wanted.matrix_free else 0)
             need = replica_bytes(trainer, module, request.replay_dtype, vectors)
-            check_room(name, trainer, self.ranks, request.max_memory, need)
+            check_room(name, trainer, self.ranks, wanted.max_memory, need)
 
     def affords(self, monitor: object, step: int, share: float | None) -> bool:
         """Whether a due step keeps the monitors below their share of the time; None always does."""
@@ -238,39 +217,16 @@ class Session:
 
     def _run(
         self,
-        request: Request,
+        request: MonitorRequest,
         module: LightningModule,
         batch: Any,
         batch_idx: int,
         seed: int,
         kernel: bool,
     ) -> Found:
-        options: dict[str, Any] = {"param_groups": request.param_groups}
-        options["backend"] = request.backend
-        if request.max_memory is not None:
-            taken = 0 if self.replica is None else self.replica.size
-            options["max_memory"] = max(0, request.max_memory - taken)
-        run: Callable[..., Found] = evaluate
+        wanted = self._due_now(request, module.device, seed, kernel)
         several = self.ranks.size > 1
-        divided = several and request.output_kernel is None
-        if request.output_kernel is None:
-            options |= {"dtype": request.dtype, "kernel": kernel, "method": request.method}
-            if request.method == "auto" and request.key in self._kernel_keys:
-                options["method"] = "gram"  # as at the steps that need the kernel
-            options |= {"k": request.k, "tol": request.tol, "matrix": request.matrix}
-            options["microbatch"] = request.microbatch
-            options["start"] = self._starts.get(request.key)
-            if request.matrix_free:
-                divided = False
-            elif several:
-                options["method"] = "gram" if request.method == "auto" else request.method
-        else:
-            run = evaluate_outputs
-            options["wanted"] = request.output_kernel
-        if request.mc_samples > 0:
-            options["columns"] = "mc"
-            options["mc_samples"] = request.mc_samples
-            options["generator"] = torch.Generator(device=module.device).manual_seed(seed)
+        divided = several and wanted.output_kernel is None and not wanted.matrix_free
 
         def state(some: Any) -> Problem:
             if request.problem is None:
@@ -284,19 +240,43 @@ class Session:
         with ExitStack() as stack:
             stack.enter_context(common_buffers(module, self.ranks))
             if divided:
-                batch, options["part"] = self._part(request, batch, state)
+                batch, part = self._part(request, batch, state)
+                wanted = replace(wanted, part=part)
             elif several:  # not divided: every rank computes the whole
                 same = self._is_common(request, batch)
                 batch = batch if same else gather_batch(batch, self.ranks)
             if request.problem is None:
-                return run(state(batch), **options)
+                return evaluate_request(state(batch), wanted)
             stack.enter_context(eval_mode(module))
             problem = state(batch)
             stack.enter_context(eval_mode(problem.model))
-            return run(problem, **options)
+            return evaluate_request(problem, wanted)
+
+    def _due_now(
+        self, request: MonitorRequest, device: torch.device, seed: int, kernel: bool
+    ) -> Request:
+        """What is wanted at this step, for all monitors that share the evaluation."""
+        key, wanted = request.key, request.wanted
+        method, memory, generator = wanted.method, wanted.max_memory, None
+        gram = self.ranks.size > 1 or key in self._kernel_keys  # at all steps as at these
+        if gram and method == "auto":
+            method = "gram"
+        if memory is not None and self.replica is not None:
+            memory = max(1, memory - self.replica.size)
+        if wanted.sampled:
+            generator = torch.Generator(device=device).manual_seed(seed)
+        return replace(
+            wanted,
+            k=self._largest.get(key, wanted.k),
+            method=method,
+            max_memory=memory,
+            generator=generator,
+            kernel=kernel,
+            start=self._starts.get(key),
+        )
 
     def _part(
-        self, request: Request, batch: Any, state: Callable[[Any], Problem]
+        self, request: MonitorRequest, batch: Any, state: Callable[[Any], Problem]
     ) -> tuple[Any, Part]:
         """What this rank looks at: its part of a probe that all ranks hold, or its own batch."""
         if self._is_common(request, batch):
@@ -305,7 +285,7 @@ class Session:
         own = Part(self.ranks, False, lambda: state(gather_batch(batch, self.ranks)))
         return batch, own
 
-    def _is_common(self, request: Request, batch: Any) -> bool:
+    def _is_common(self, request: MonitorRequest, batch: Any) -> bool:
         """Whether all ranks hold the same probe."""
         mark = None if request.source.data == "batch" else fingerprint(batch)
         marks = set(self.ranks.exchange(mark))

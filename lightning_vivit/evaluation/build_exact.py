@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_vivit.backpack import BackpackSession
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.evaluation.solved import Block
 from lightning_vivit.jacobian.autograd import Structure
 from lightning_vivit.jacobian.columns import sampled_columns, shared_columns, unit_columns
@@ -17,14 +18,12 @@ from lightning_vivit.jacobian.proof import locate_samples, refuse_mixing
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 from lightning_vivit.losses import make_loss
 from lightning_vivit.machine.numbers import all_finite
-from lightning_vivit.matrices import Matrix
-from lightning_vivit.parallel import Part, Whole, join, shared_kernels
+from lightning_vivit.parallel import Whole, join, shared_kernels
 from lightning_vivit.problem.problem import Recording
 from lightning_vivit.problem.tape.backend import Backend
 from lightning_vivit.samples.axis import SampleAxis
 from lightning_vivit.samples.layout import SampleLayout
 
-BACKENDS = ("auto", "autograd", "backpack")
 _log = logging.getLogger(__name__)
 _SAID: set[str] = set()
 
@@ -33,14 +32,10 @@ def gram_evaluation(
     recording: Recording,
     session: Backend | None,
     groups: dict[str, list[str]],
-    matrix: Matrix,
-    *,
-    dtype: torch.dtype | None,
-    max_memory: int | None,
-    kernel: bool,
-    part: Part | None,
+    request: Request,
 ) -> Evaluation:
-    """Kernels of all groups from one recorded forward pass; the arguments are `evaluate`'s."""
+    """Kernels of all groups from one recorded forward pass."""
+    matrix, part = request.chosen_matrix, request.part
     outputs = recording.outputs
     axis, structure = located(recording, session)
     layout = SampleLayout(axis.num_samples, axis.minor)
@@ -50,7 +45,7 @@ def gram_evaluation(
         call, every, structure = whole.call, whole.layout, whole.structure
     loss = None if call is None else make_loss(call, every)
     root, gradient = None, None
-    small = torch.float64 if dtype is None else dtype
+    small = torch.float64 if request.dtype is None else request.dtype
     if loss is not None:
         gradient = _finite(loss.gradient(), "gradient").to(small)
         root = _finite(matrix.root(loss), "Hessian").to(small)
@@ -58,7 +53,7 @@ def gram_evaluation(
     directions = 0 if root is None else root.shape[2]
     if basis is not None and root is not None:
         root = _narrow_root(root, basis.to(small))
-    if kernel:  # it has all outputs
+    if request.kernel is not False:  # it has all outputs
         basis = None
     if basis is not None:
         cotangents = shared_columns(outputs, layout, basis)
@@ -70,9 +65,9 @@ def gram_evaluation(
         cotangents = sampled_columns(outputs, layout, *_own(whole, root, gradient))
     task = KernelTask(recording.tape, outputs, axis, structure, cotangents, groups, session)
     if whole is None:
-        kernels = compute_kernels(task, max_memory=max_memory)
+        kernels = compute_kernels(task, max_memory=request.max_memory)
     else:
-        kernels = shared_kernels(task, whole, max_memory)
+        kernels = shared_kernels(task, whole, request.max_memory)
     blocks = {}
     for group, names in groups.items():
         block = kernels.blocks[group]
@@ -106,24 +101,18 @@ def _own(whole: Whole | None, root: Tensor, gradient: Tensor) -> tuple[Tensor, T
     return (root, gradient) if whole is None else (whole.own(root), whole.own(gradient))
 
 
-def choose_session(backend: str, columns: str) -> BackpackSession | None:
+def choose_session(request: Request) -> BackpackSession | None:
     """What extends the module with BackPACK, or None for autograd.
 
-    Args:
-        backend: One of `BACKENDS`.
-        columns: ``exact`` or ``mc``.
-
     Raises:
-        OptionError: Unknown backend, or columns that it does not have.
+        OptionError: The backend does not have the columns that are wanted.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"Unknown backend {backend!r}. Supported: {', '.join(BACKENDS)}.")
-    if backend == "auto" and backend not in _SAID:
-        _SAID.add(backend)
+    if request.backend == "auto" and "auto" not in _SAID:
+        _SAID.add("auto")
         _log.info("backend='auto' takes autograd: faster than BackPACK on every benchmark network.")
-    if backend != "backpack":
+    if request.backend != "backpack":
         return None
-    if columns != "exact":
+    if request.sampled:
         raise OptionError("The BackPACK backend has exact columns. Use backend='autograd'.")
     return BackpackSession()
 

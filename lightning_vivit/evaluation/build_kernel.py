@@ -6,55 +6,44 @@ from torch import Tensor
 
 from lightning_vivit.evaluation.build_exact import choose_session, located
 from lightning_vivit.evaluation.kernel_only import OutputEvaluation
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
-from lightning_vivit.problem.groups import ParamGroups, resolve_groups
+from lightning_vivit.problem.groups import resolve_groups
 from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.problem.tape.backend import Backend
 from lightning_vivit.samples.layout import SampleLayout
 
 
 def evaluate_outputs(
-    problem: Problem,
-    wanted: OutputKernel,
-    *,
-    param_groups: ParamGroups = "all",
-    max_memory: int | None = None,
-    backend: str = "auto",
+    problem: Problem, request: Request, wanted: OutputKernel, groups: dict[str, list[str]]
 ) -> OutputEvaluation:
     """The kernel of a batch with itself, with no more backward passes than its mode needs.
 
     Args:
         problem: A problem with or without a loss.
+        request: Backend and memory.
         wanted: Mode and outputs.
-        param_groups: As in `evaluate`.
-        max_memory: As in `evaluate`.
-        backend: As in `evaluate`.
+        groups: Group name -> parameter names.
 
     Returns:
         The kernels, and the targets of the loss.
 
     Raises:
-        OptionError: Unknown option value.
+        OptionError: An output that does not exist.
         ProblemError: The problem is not supported; the message says what is.
     """
-    session = choose_session(backend, "exact")
-    groups = resolve_groups(param_groups, problem.trainable())
+    session = choose_session(request)
     names = [name for members in groups.values() for name in members]
     with problem.recorded(names, session, for_sweeps=True) as live:
         task, layout = _output_task(live, groups, wanted, session)
-        kernels = compute_kernels(task, wanted.contraction, None, max_memory)
+        kernels = compute_kernels(task, wanted.contraction, None, request.max_memory)
     found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
     return OutputEvaluation(live, layout, groups, kernels, task.structure.unused, wanted, found)
 
 
 def cross_kernel(
-    problem: Problem,
-    split: int | None,
-    wanted: OutputKernel,
-    param_groups: ParamGroups,
-    max_memory: int | None = None,
-    backend: str = "auto",
+    problem: Problem, split: int | None, wanted: OutputKernel, request: Request
 ) -> dict[str, Tensor | KernelEstimate]:
     """NTK between the first `split` samples of a problem and the others.
 
@@ -62,19 +51,17 @@ def cross_kernel(
         problem: A problem without a loss.
         split: Number of samples on the left side; None for all against all.
         wanted: Mode and outputs.
-        param_groups: As in `evaluate`.
-        max_memory: As in `evaluate`.
-        backend: As in `evaluate`.
+        request: Parameter groups, backend and memory.
 
     Returns:
         Group name -> kernel in the layout of the mode, see `OutputKernel`.
     """
-    session = choose_session(backend, "exact")
-    groups = resolve_groups(param_groups, problem.trainable())
+    session = choose_session(request)
+    groups = resolve_groups(request.param_groups, problem.trainable())
     names = [name for members in groups.values() for name in members]
     with problem.recorded(names, session, for_sweeps=True) as live:
         task, _ = _output_task(live, groups, wanted, session)
-        kernels = compute_kernels(task, wanted.contraction, split, max_memory).blocks
+        kernels = compute_kernels(task, wanted.contraction, split, request.max_memory).blocks
     return {group: wanted.finish(kernel) for group, kernel in kernels.items()}
 
 

@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.factors.planning import Size, multiplications_per_second, predicted_costs
 from lightning_vivit.machine.memory import default_budget
 from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.samples.batch import tensors_in
 
-METHODS = ("auto", "gram", "mc", "matrix_free")
 FEW_ROWS = 2048
 _STEPS_PER_PRODUCT = 1.5  # 1.3 measured on GPTs and on a small CNN, with the search itself
 _EIGENVALUES = 4.0  # multiplications per entry cubed, in float64
@@ -67,34 +67,25 @@ def expected_products(k: int) -> int:
     return 14 + 3 * k
 
 
-def known_choice(
-    problem: Problem, names: Sequence[str], k: int, kernel: bool, max_memory: int | None
-) -> str | None:
+def known_choice(problem: Problem, names: Sequence[str], request: Request) -> str | None:
     """Choose for a batch like an earlier one that went without a Gram matrix.
 
     Args:
         problem: What is differentiated.
         names: The parameters that are wanted.
-        k: Eigenpairs that are wanted.
-        kernel: Whether the NTK is asked for.
-        max_memory: Budget in bytes; None for half of what is free.
+        request: What is wanted.
 
     Returns:
         ``matrix_free``, or None if the forward pass has to be recorded for the choice.
     """
     costs = _KNOWN.get(problem.model, {}).get(_key(problem, names))
-    if costs is None or _decide(costs, k, kernel, max_memory)[0] == "gram":
+    if costs is None or _decide(costs, request)[0] == "gram":
         return None
     return "matrix_free"
 
 
 def choose_method(
-    problem: Problem,
-    recording: Recording,
-    names: Sequence[str],
-    k: int,
-    kernel: bool,
-    max_memory: int | None,
+    problem: Problem, recording: Recording, names: Sequence[str], request: Request
 ) -> str:
     """Choose by predicted cost.
 
@@ -102,15 +93,14 @@ def choose_method(
         problem: What is differentiated.
         recording: Its forward pass.
         names: The parameters that are wanted.
-        k: Eigenpairs that are wanted.
-        kernel: Whether the NTK is asked for, which only the Gram matrix has.
-        max_memory: Budget in bytes; None for half of what is free.
+        request: What is wanted; the NTK, only the Gram matrix has.
 
     Returns:
         ``gram`` or ``matrix_free``; logged with the reason, once for each outcome.
     """
     costs = _costs(recording, names)
-    method, reason = _decide(costs, k, kernel, max_memory)
+    method, reason = _decide(costs, request)
+    k = request.k
     if method == "matrix_free":
         _KNOWN.setdefault(problem.model, {})[_key(problem, names)] = costs
     rows = costs.samples * costs.depth
@@ -133,16 +123,16 @@ def choose_method(
     return method
 
 
-def _decide(costs: Costs, k: int, kernel: bool, max_memory: int | None) -> tuple[str, str]:
+def _decide(costs: Costs, request: Request) -> tuple[str, str]:
     """The method and the reason."""
-    budget = default_budget(costs.device) if max_memory is None else max_memory
-    if kernel:
+    budget = default_budget(costs.device) if request.max_memory is None else request.max_memory
+    if request.kernel:
         return "gram", "the NTK is asked for"
     if costs.gram_bytes > budget:
         return "matrix_free", "the Gram matrix does not fit into memory"
     if costs.samples * costs.depth <= FEW_ROWS:
         return "gram", "the Gram matrix is small and gives the whole spectrum"
-    if costs.gram <= costs.free(k):
+    if costs.gram <= costs.free(request.k):
         return "gram", "it is predicted to be faster"
     return "matrix_free", "it is predicted to be faster"
 

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 import torch
 
 from lightning_vivit.eigen.start import Start
-from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.build_exact import BACKENDS, choose_session, gram_evaluation
-from lightning_vivit.evaluation.choice import METHODS, choose_method, known_choice
+from lightning_vivit.evaluation.build_exact import choose_session, gram_evaluation
+from lightning_vivit.evaluation.build_kernel import evaluate_outputs
+from lightning_vivit.evaluation.choice import choose_method, known_choice
 from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
-from lightning_vivit.matrices import MATRICES, Matrix, find_matrix
+from lightning_vivit.evaluation.request import Request
+from lightning_vivit.matrices import Matrix
 from lightning_vivit.parallel import Part
 from lightning_vivit.problem.groups import ParamGroups, resolve_groups
 from lightning_vivit.problem.problem import Problem
-
-COLUMNS = ("exact", "mc")
 
 
 def evaluate(
@@ -79,64 +78,62 @@ def evaluate(
         OptionError: Unknown option value.
         ProblemError: The problem is not supported; the message says what is.
     """
-    if columns not in COLUMNS:
-        raise OptionError(f"Unknown columns {columns!r}. Supported: {', '.join(COLUMNS)}.")
-    if method not in METHODS:
-        raise OptionError(f"Unknown method {method!r}. Supported: {', '.join(METHODS)}.")
-    chosen = find_matrix(matrix)
-    columns = "mc" if method == "mc" else columns
-    groups = resolve_groups(param_groups, problem.trainable())
+    request = Request(
+        param_groups=param_groups,
+        method=method,
+        matrix=matrix,
+        columns=columns,
+        mc_samples=mc_samples,
+        generator=generator,
+        kernel=kernel,
+        k=k,
+        tol=tol,
+        microbatch=microbatch,
+        start=start,
+        dtype=dtype,
+        max_memory=max_memory,
+        backend=backend,
+        part=part,
+    )
+    return evaluate_request(problem, request)
+
+
+def evaluate_request(problem: Problem, request: Request) -> Evaluation | MatrixFreeEvaluation:
+    """Evaluate what is wanted, by the method that is named or by the cheaper one.
+
+    Args:
+        problem: What is differentiated.
+        request: What is wanted.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        OptionError: The request does not fit the problem.
+        ProblemError: The problem is not supported; the message says what is.
+    """
+    groups = resolve_groups(request.param_groups, problem.trainable())
+    if request.output_kernel is not None:
+        return evaluate_outputs(problem, request, request.output_kernel, groups)
     wanted = [name for names in groups.values() for name in names]
-    undecided = method == "auto" and columns == "exact" and backend != "backpack" and part is None
-    if columns == "mc":
-        chosen = chosen.sampled(mc_samples, generator)
-    if not chosen.has_rows:
-        method, undecided = "matrix_free", False
-    chosen.check_method(method)
-
-    def matrix_free() -> MatrixFreeEvaluation:
-        return MatrixFreeEvaluation(
-            problem,
-            groups,
-            k=k,
-            tol=tol,
-            matrix=chosen,
-            microbatch=microbatch,
-            max_memory=max_memory,
-            start=start,
-        )
-
-    if method == "matrix_free" and part is not None:
-        raise OptionError("Matrix-free products are not divided among ranks. Give the whole batch.")
-    if undecided:
-        method = known_choice(problem, wanted, k, bool(kernel), max_memory) or method
-    if method == "matrix_free":
-        return matrix_free()
-    session = choose_session(backend, columns)
-    with problem.recorded(wanted, session, part is not None, True) as recording:
-        if undecided and recording.loss is not None:
-            method = choose_method(problem, recording, wanted, k, bool(kernel), max_memory)
-        if method != "matrix_free":
-            return gram_evaluation(
-                recording,
-                session,
-                groups,
-                chosen,
-                dtype=dtype,
-                max_memory=max_memory,
-                kernel=kernel is not False,
-                part=part,
-            )
-    del recording  # and its graph
-    return matrix_free()
-
-
-__all__ = [
-    "BACKENDS",
-    "COLUMNS",
-    "MATRICES",
-    "METHODS",
-    "Evaluation",
-    "MatrixFreeEvaluation",
-    "evaluate",
-]
+    matrix_free = request.matrix_free or (
+        request.undecided and known_choice(problem, wanted, request) is not None
+    )
+    if not matrix_free:
+        session = choose_session(request)
+        with problem.recorded(wanted, session, request.part is not None, True) as recording:
+            if request.undecided and recording.loss is not None:
+                matrix_free = choose_method(problem, recording, wanted, request) == "matrix_free"
+            if not matrix_free:
+                return gram_evaluation(recording, session, groups, request)
+        del recording  # and its graph
+    return MatrixFreeEvaluation(
+        problem,
+        groups,
+        k=request.k,
+        tol=request.tol,
+        matrix=request.matrix,
+        microbatch=request.microbatch,
+        max_memory=request.max_memory,
+        start=request.start,
+    )

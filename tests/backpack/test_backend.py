@@ -267,7 +267,7 @@ def test_monte_carlo_and_unknown_backends_are_refused() -> None:
     problem = Problem(model, nn.CrossEntropyLoss(), x, TARGETS)
     with pytest.raises(OptionError, match="exact columns"):
         evaluate(problem, backend="backpack", columns="mc")
-    with pytest.raises(OptionError, match="Unknown backend"):
+    with pytest.raises(OptionError, match="backend has to be one of"):
         evaluate(problem, backend="tensorflow")
 
 

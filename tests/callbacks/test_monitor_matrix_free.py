@@ -24,6 +24,7 @@ from lightning_vivit import (
     evaluate,
 )
 from lightning_vivit.evaluation import choice
+from lightning_vivit.evaluation.request import Request
 
 
 def fit(tmp_path, *monitors, steps=6, module=Classifier, name="run"):
@@ -247,7 +248,7 @@ def test_auto_does_not_run_the_network_again_to_choose_as_before():
     assert count(torch.randn(12, 6)) == first
     kernel_only = Problem(model, None, torch.randn(12, 6))  # has no curvature to go without
     names = list(kernel_only.trainable())
-    assert choice.known_choice(kernel_only, names, 10, False, None) is None
+    assert choice.known_choice(kernel_only, names, Request(method="auto", kernel=False)) is None
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,20 @@ from lightning_vivit.callbacks import (
     NTKMonitor,
     session,
 )
-from lightning_vivit.evaluation import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate_request
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.problem.problem import Problem
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    found: list[Request] = []
 
-    def counted(problem: Problem, **options: Any) -> Evaluation:
-        found.append(options)
-        return evaluate(problem, **options)
+    def counted(problem: Problem, request: Request) -> Any:
+        found.append(request)
+        return evaluate_request(problem, request)
 
-    monkeypatch.setattr(session, "evaluate", counted)
+    monkeypatch.setattr(session, "evaluate_request", counted)
     return found
 
 
@@ -48,9 +49,7 @@ def fit(tmp_path: Path, *callbacks: pl.Callback) -> RecordingLogger:
 
 
 @pytest.mark.parametrize("data", ["batch", "train", "val"])
-def test_three_monitors_one_evaluation(
-    tmp_path: Path, calls: list[dict[str, Any]], data: str
-) -> None:
+def test_three_monitors_one_evaluation(tmp_path: Path, calls: list[Request], data: str) -> None:
     log = fit(tmp_path, *three(data=data))
     assert len(calls) == 2  # steps 0 and 3
     assert {key.split("/")[0] for key in log.seen()} >= {"ggn", "directions", "ntk"}
@@ -112,7 +111,7 @@ def test_spectra_of_many_rows(tmp_path: Path, order: tuple[int, ...], threads: i
 @pytest.mark.filterwarnings("ignore:NTKMonitor")  # stopped by on_result
 def test_all_columns_only_at_steps_that_need_the_kernel(
     tmp_path: Path,
-    calls: list[dict[str, Any]],
+    calls: list[Request],
     order: tuple[int, ...],
     other: dict[str, Any],
     wanted: list[bool],
@@ -126,21 +125,21 @@ def test_all_columns_only_at_steps_that_need_the_kernel(
         return {(n, k): v for n, row in rows for k, v in row.items() if k.startswith("ggn/")}
 
     alone = values(ggn())
-    assert [options["kernel"] for options in calls] == [False] * 4
+    assert [request.kernel for request in calls] == [False] * 4
     calls.clear()
     monitors = [ggn(), NTKMonitor(k=2, **other)]
     assert values(*(monitors[i] for i in order)) == pytest.approx(alone, rel=1e-4, abs=1e-6)
-    assert [options["kernel"] for options in calls] == wanted
+    assert [request.kernel for request in calls if request.output_kernel is None] == wanted
     shared = monitors[1].needs_kernel
-    assert {options["method"] for options in calls} == {"gram" if shared else "auto"}
+    assert {request.method for request in calls} == {"gram" if shared else "auto"}
 
 
-def test_a_given_probe_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_a_given_probe_is_shared(tmp_path: Path, calls: list[Request]) -> None:
     fit(tmp_path, *three(probe=next(iter(loader()))))
     assert len(calls) == 2
 
 
-def test_an_explicit_problem_is_shared(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_an_explicit_problem_is_shared(tmp_path: Path, calls: list[Request]) -> None:
     def problem(module: pl.LightningModule, batch: Any) -> Problem:
         return Problem(module, torch.nn.CrossEntropyLoss(), batch[0], batch[1])
 
@@ -149,7 +148,7 @@ def test_an_explicit_problem_is_shared(tmp_path: Path, calls: list[dict[str, Any
 
 
 def test_different_k_and_schedules_share_where_they_meet(
-    tmp_path: Path, calls: list[dict[str, Any]]
+    tmp_path: Path, calls: list[Request]
 ) -> None:
     fit(
         tmp_path,
@@ -170,7 +169,7 @@ def test_different_k_and_schedules_share_where_they_meet(
     ],
 )
 def test_other_options_are_evaluated_on_their_own(
-    tmp_path: Path, calls: list[dict[str, Any]], other: dict[str, Any]
+    tmp_path: Path, calls: list[Request], other: dict[str, Any]
 ) -> None:
     fit(
         tmp_path,

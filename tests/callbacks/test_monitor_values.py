@@ -20,7 +20,8 @@ from lightning_vivit.callbacks import (
 )
 from lightning_vivit.callbacks.learning_rate import heavy_ball
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
+from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.functions import empirical_ntk
 from lightning_vivit.metrics.functional import (
     kernel_alignment,

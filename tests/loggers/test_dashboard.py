@@ -131,7 +131,9 @@ def test_the_hessian_has_charts_of_its_own(tmp_path):
 
 
 def test_charts_follow_what_auto_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_vivit.evaluation.choose_method", lambda *_: "matrix_free")
+    monkeypatch.setattr(
+        "lightning_vivit.evaluation.evaluate.choose_method", lambda *_: "matrix_free"
+    )
     options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8}
     folder = fit(tmp_path, GGNSpectrumMonitor(**options, on_error="raise"))
     (written,) = written_layouts(folder)

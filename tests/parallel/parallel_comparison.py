@@ -9,7 +9,8 @@ from parallel_runs import VALUES, K
 from torch import Tensor
 
 from lightning_vivit import Problem
-from lightning_vivit.evaluation.evaluate import Evaluation, evaluate
+from lightning_vivit.evaluation.evaluate import evaluate
+from lightning_vivit.evaluation.exact import Evaluation
 
 
 def whole_batch(found: list[dict[str, Any]]) -> list[Tensor]:
