@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from lightning_vivit.datasets.chunks import ChunkReader, Select
-from lightning_vivit.datasets.factors import RowMaker, Rows
+from lightning_vivit.datasets.block_rows import BlockRows, RowMaker
+from lightning_vivit.datasets.chunks import ChunkReader, Select, Survey
+from lightning_vivit.datasets.filler import BlockFiller
 from lightning_vivit.datasets.store import FileStore, MemoryStore, read_header
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
@@ -27,15 +26,11 @@ from lightning_vivit.problem.isolation.modes import eval_mode
 from lightning_vivit.problem.isolation.rng import isolated_rng
 from lightning_vivit.problem.problem import Problem
 
-_log = logging.getLogger(__name__)
 _PROBE_SAMPLES = 4
 _LARGEST_BLOCK = 256  # samples; larger ones were not faster
 _SWEEP_COPIES = 2.5  # bytes of a backward sweep, in those of the factors that it leaves
 _TILE_COPIES = 4  # of a block of the kernel while it is summed and written
 _BLOCK_SIZE = "the block size"
-
-Block = tuple[int, int]
-Place = tuple[slice | int, ...]
 
 
 def ntk_between(
@@ -117,12 +112,7 @@ def ntk_between(
         if loader2 is not None and loader2 is not loader1:
             columns = ChunkReader(loader2, block_size, select, "loader2")
         sides = (rows.survey(), (columns or rows).survey())
-        counts = (sides[0].num_samples, sides[1].num_samples)
-        shape = (*counts, *_kernel_axes(sample, wanted))
-        if wanted.mode == "projected":
-            shape = (2, *shape)
-        if len(groups) > 1:
-            shape = (len(groups), *shape)
+        shape = _stored_shape(sides, sample, wanted, len(groups))
         dtype = torch.promote_types(sample.dtype, torch.float32)
         store: MemoryStore | FileStore
         if path is None:
@@ -138,107 +128,12 @@ def ntk_between(
                 "the data of loader2": columns and [sides[1].sizes, sides[1].checksums],
             }
             store = FileStore(path, shape, dtype, contents)
-        _Filler(maker, rows, columns, store, held, heap, 2 * temporary, progress).run()
+        BlockFiller(maker, rows, columns, store, held, heap, 2 * temporary, progress).run()
     return _public(store.result(), list(groups), param_groups, wanted)
 
 
-class _Filler:
-    """Computes the missing blocks and writes them."""
-
-    def __init__(
-        self,
-        maker: RowMaker,
-        rows: ChunkReader,
-        columns: ChunkReader | None,
-        store: MemoryStore | FileStore,
-        held: int,
-        heap: HeapLimit,
-        room: int,
-        progress: bool,
-    ) -> None:
-        self._maker = maker
-        self._rows = rows
-        self._columns = columns  # None: symmetric
-        self._store = store
-        self._held = held
-        self._heap = heap
-        self._room = room  # of a block that finds the memory of its rows in pieces
-        self._first = rows.survey()
-        self._second = (columns or rows).survey()
-        self._first_starts, self._second_starts = self._first.starts, self._second.starts
-        pairs = {
-            (i, j)
-            for i in range(len(self._first.sizes))
-            for j in range(len(self._second.sizes))
-            if columns is not None or i <= j
-        }
-        self._missing = pairs - store.done
-        self._bar = tqdm(
-            total=len(pairs),
-            initial=len(pairs) - len(self._missing),
-            desc="NTK",
-            unit="block",
-            disable=not progress,
-        )
-        _log.info("Computing %d of %d blocks of the kernel.", len(self._missing), len(pairs))
-
-    def run(self) -> None:
-        """Fill, one group of row blocks after the other."""
-        with self._bar:
-            try:
-                count = len(self._first.sizes)
-                for start in range(0, count, self._held):
-                    stripe = range(start, min(count, start + self._held))
-                    if any(i in stripe for i, _ in self._missing):
-                        self._fill_rows(stripe)
-            finally:
-                self._store.flush()
-
-    def _fill_rows(self, stripe: range) -> None:
-        held: dict[int, Rows] = {}
-        if self._columns is not None:
-            wanted = {i for i, _ in self._missing if i in stripe}
-            for i, inputs in self._rows.read():
-                if i in wanted:
-                    held[i] = self._maker.rows(inputs)
-                if len(held) == len(wanted):
-                    break
-        last = max(j for i, j in self._missing if i in stripe)
-        for j, inputs in (self._columns or self._rows).read():
-            partners = [i for i in stripe if (i, j) in self._missing]
-            later = any((j, k) in self._missing for k in range(j + 1, last + 1))
-            keep = self._columns is None and j in stripe and later
-            if partners or keep:
-                right = self._maker.rows(inputs)
-                if keep:
-                    held[j] = right
-                for i in partners:
-                    same = self._columns is None and i == j
-                    self._fill_block((i, j), right if same else held[i], right)
-            if j >= last:
-                break
-
-    def _fill_block(self, block: Block, left: Rows, right: Rows) -> None:
-        i, j = block
-        rows = slice(self._first_starts[i], self._first_starts[i] + left.num_samples)
-        columns = slice(self._second_starts[j], self._second_starts[j] + right.num_samples)
-        found = self._maker.multiply(left, right)
-        before: Place = ()
-        if self._maker.wanted.mode == "projected":
-            before = (slice(None),)
-        for index, kernel in enumerate(found.values()):
-            place: Place = (index, *before) if len(found) > 1 else before
-            self._store.write((*place, rows, columns), kernel)
-            if self._columns is None and i != j:
-                self._store.write((*place, columns, rows), self._maker.mirrored(kernel))
-        self._store.commit(block)
-        self._missing.discard(block)
-        self._heap.trim(self._room)
-        self._bar.update()
-
-
 def _block_sizes(
-    sample: Rows, wanted: OutputKernel, block_size: int | None, budget: int
+    sample: BlockRows, wanted: OutputKernel, block_size: int | None, budget: int
 ) -> tuple[int, int]:
     """Samples of a block, and how many blocks of rows are held."""
     each = max(1, sample.nbytes // sample.num_samples)
@@ -265,7 +160,17 @@ def _block_sizes(
     return block_size, max(1, room // (each * block_size))
 
 
-def _kernel_axes(sample: Rows, wanted: OutputKernel) -> tuple[int, ...]:
+def _stored_shape(
+    sides: tuple[Survey, Survey], sample: BlockRows, wanted: OutputKernel, groups: int
+) -> tuple[int, ...]:
+    """Of the whole result: groups if there are several, estimate and error, samples, outputs."""
+    shape = (sides[0].num_samples, sides[1].num_samples, *_kernel_axes(sample, wanted))
+    if wanted.mode == "projected":
+        shape = (2, *shape)
+    return (groups, *shape) if groups > 1 else shape
+
+
+def _kernel_axes(sample: BlockRows, wanted: OutputKernel) -> tuple[int, ...]:
     """The axes of the kernel after the two of the samples."""
     return (sample.num_columns,) * {"full": 2, "diagonal": 1}.get(wanted.mode, 0)
 

@@ -72,26 +72,7 @@ class CrossEntropy(SampleLoss):
             )
         logits = outputs.to(dtype).movedim(1, -1)  # [N*T, d1, ..., C]
         positions = logits.shape[:-1]
-        if target.shape == positions and target.dtype in _INTEGERS:
-            weights, normalizer = class_index_weights(
-                call, target.long(), num_classes, options, dtype
-            )
-        elif target.shape == outputs.shape and target.is_floating_point() and not is_nll:
-            if options["ignore_index"] >= 0:
-                raise ProblemError(
-                    f"{call.name} got ignore_index {options['ignore_index']} together with class "
-                    "probabilities; torch supports it for class indices only."
-                )
-            weights, normalizer = class_probability_weights(
-                call, target.movedim(1, -1), options, dtype
-            )
-        else:
-            raise ProblemError(
-                f"{call.name} got a target of shape {tuple(target.shape)} and dtype "
-                f"{target.dtype} for outputs of shape {tuple(outputs.shape)}. Supported are "
-                f"integer class indices of shape {tuple(positions)}"
-                + ("." if is_nll else " and class probabilities of the shape of the outputs.")
-            )
+        weights, normalizer = _class_weights(call, outputs, target, options, dtype)
         if is_nll and not options["traced"]:
             _check_log_probabilities(logits, weights, outputs.dtype)
         scaling = scale_terms(
@@ -230,6 +211,29 @@ class CrossEntropy(SampleLoss):
         """[N*T, L, C, M] to [N, D, M] in the order of the outputs, where classes come first."""
         ordered = self._layout.split(columns.transpose(1, 2))  # [N, T, C, L, M]
         return ordered.reshape(self._layout.num_samples, -1, columns.shape[-1]).to(self._dtype)
+
+
+def _class_weights(
+    call: LossCall, outputs: Tensor, target: Tensor, options: dict[str, Any], dtype: torch.dtype
+) -> tuple[Tensor, float]:
+    """Weight of each class at each position, and what a mean divides by."""
+    num_classes, is_nll = outputs.shape[1], call.name == "nll_loss"
+    positions = (outputs.shape[0], *outputs.shape[2:])
+    if target.shape == positions and target.dtype in _INTEGERS:
+        return class_index_weights(call, target.long(), num_classes, options, dtype)
+    if target.shape == outputs.shape and target.is_floating_point() and not is_nll:
+        if options["ignore_index"] >= 0:
+            raise ProblemError(
+                f"{call.name} got ignore_index {options['ignore_index']} together with class "
+                "probabilities; torch supports it for class indices only."
+            )
+        return class_probability_weights(call, target.movedim(1, -1), options, dtype)
+    raise ProblemError(
+        f"{call.name} got a target of shape {tuple(target.shape)} and dtype "
+        f"{target.dtype} for outputs of shape {tuple(outputs.shape)}. Supported are "
+        f"integer class indices of shape {tuple(positions)}"
+        + ("." if is_nll else " and class probabilities of the shape of the outputs.")
+    )
 
 
 def _check_log_probabilities(logits: Tensor, weights: Tensor, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vivit import empirical_ntk, ntk_between
-from lightning_vivit.datasets.factors import RowMaker
+from lightning_vivit.datasets.block_rows import RowMaker
 from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 
 PROGRAM = """

@@ -21,7 +21,7 @@ from lightning_vivit import (
     ntk_between,
 )
 from lightning_vivit.datasets import blocks
-from lightning_vivit.datasets.factors import RowMaker
+from lightning_vivit.datasets.block_rows import RowMaker
 
 MODES = ["trace", "full", "diagonal", "pseudo", "projected"]
 

@@ -14,7 +14,7 @@ import ctypes
 import torch
 from datasets.test_all_digits import AnonymousMemory
 from lightning_vivit import ntk_between
-from lightning_vivit.datasets.factors import RowMaker
+from lightning_vivit.datasets.block_rows import RowMaker
 from lightning_vivit.machine.heap import reuse_freed_memory
 
 libc = ctypes.CDLL(None)

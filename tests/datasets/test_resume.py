@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vivit import OptionError, ntk_between
-from lightning_vivit.datasets.factors import RowMaker
+from lightning_vivit.datasets.block_rows import RowMaker
 
 BLOCKS = 10  # of 7 samples in blocks of 2, symmetric
 

@@ -24,7 +24,7 @@ from lightning_vivit.samples.layout import SampleLayout
 
 
 @dataclass(frozen=True)
-class Rows:
+class BlockRows:
     """Factors of the chosen columns of some samples, without a graph.
 
     Attributes:
@@ -68,8 +68,8 @@ class RowMaker:
     groups: Mapping[str, list[str]]
     entries: int = CHUNK_ENTRIES
 
-    def rows(self, inputs: Any) -> Rows:
-        """Rows of a chunk: one forward pass and one backward pass for each column.
+    def rows(self, inputs: Any) -> BlockRows:
+        """BlockRows of a chunk: one forward pass and one backward pass for each column.
 
         Args:
             inputs: Of the model.
@@ -100,14 +100,14 @@ class RowMaker:
             for key, value in vars(factor).items():
                 if isinstance(value, Tensor):
                     setattr(factor, key, value.detach())
-        return Rows(factors, count, columns.shape[0], outputs.numel() // count, outputs.dtype)
+        return BlockRows(factors, count, columns.shape[0], outputs.numel() // count, outputs.dtype)
 
-    def multiply(self, left: Rows, right: Rows) -> dict[str, Tensor]:
+    def multiply(self, left: BlockRows, right: BlockRows) -> dict[str, Tensor]:
         """Kernel of two chunks.
 
         Args:
-            left: Rows of n samples.
-            right: Rows of m samples; the same object to use the symmetry.
+            left: BlockRows of n samples.
+            right: BlockRows of m samples; the same object to use the symmetry.
 
         Returns:
             Group -> [n, m, ...] in the layout of the mode; [2, n, m] for mode ``projected``, the
