@@ -16,7 +16,6 @@ from lightning_vivit.jacobian.autograd import Structure, jacobian_factors
 from lightning_vivit.kernel.contraction import add_kernels
 from lightning_vivit.kernel.passes import Pass, kernel_bytes, plan_passes
 from lightning_vivit.kernel.plan import Plan
-from lightning_vivit.machine.heap import reuse_freed_memory
 from lightning_vivit.machine.memory import default_budget
 from lightning_vivit.problem.tape.backend import Backend
 from lightning_vivit.problem.tape.recorder import Tape
@@ -95,8 +94,6 @@ def compute_kernels(
     """
     if mode not in MODES:
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
-    if task.outputs.device.type == "cpu":
-        reuse_freed_memory()
     budget = default_budget(task.outputs.device) if max_memory is None else max_memory
     for attempt in range(_RETRIES):
         try:

@@ -1,4 +1,4 @@
-"""The heap of the process: what malloc keeps of freed memory, and when it gives it back."""
+"""The heap of the process: free pages in it, and when they are given back."""
 
 from __future__ import annotations
 
@@ -10,29 +10,7 @@ from functools import cache
 from pathlib import Path
 
 HEAP_BLOCK = 32 << 20  # bytes; from there on glibc's malloc takes blocks from the system
-_KEPT_HEAP = 512 << 20  # bytes at the top of its heap that it may keep
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _STATM = Path("/proc/self/statm")  # pages: all, resident, of which shared, ...
-
-
-@cache
-def reuse_freed_memory() -> None:
-    """Let malloc give freed memory to the next tensor instead of back to the system.
-
-    Fresh memory costs a page fault for each 4 KiB, which is more than most operations on it:
-    measured 8% of the eigenpairs of 3c3d and of ResNet-20. The malloc of glibc is told to take
-    blocks of up to 32 MiB from its heap and to keep up to 512 MiB of it (`mallopt`). Done once in
-    a process; not where the environment says what malloc does, nor with another C library.
-    """
-    told = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-    if any(name in os.environ for name in told) or not _has_glibc():
-        return
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    with suppress(OSError, AttributeError):  # a Python without the C library's symbols
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, HEAP_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
 
 
 class HeapLimit:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.jacobian.live import LivePart, Space
-from lightning_vivit.machine.heap import reuse_freed_memory
 from lightning_vivit.matrices import Matrix
 from lightning_vivit.matrixfree.dual import DualSpace
 from lightning_vivit.matrixfree.microbatches import Microbatches
@@ -62,8 +61,6 @@ class Products:
             ProblemError: The loss of microbatches cannot be put together.
             InteractionError: Samples influence each other.
         """
-        if torch.device("cpu") in {parameter.device for parameter in problem.trainable().values()}:
-            reuse_freed_memory()
         self._problem, self.matrix = problem, matrix
         self.batches = Microbatches(problem, names, matrix.linearised, microbatch, max_memory)
         self.num_samples, self.depth = self.batches.outputs.shape

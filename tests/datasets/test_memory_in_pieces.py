@@ -15,7 +15,6 @@ import torch
 from datasets.test_all_digits import AnonymousMemory
 from lightning_vivit import ntk_between
 from lightning_vivit.datasets.block_rows import RowMaker
-from lightning_vivit.machine.heap import reuse_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
@@ -34,7 +33,6 @@ def littering(*args):
     littered += 1
     return plain(*args)
 
-reuse_freed_memory()
 model = torch.nn.Linear(10, 3)
 batches = [torch.randn(8, 10) for _ in range(8)]
 ntk_between(model, batches, progress=False)  # what a first call loads
