@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation.build_kernel import cross_kernel
@@ -22,7 +21,9 @@ from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.problem.groups import ParamGroups
 from lightning_vivit.problem.problem import Problem
-from lightning_vivit.samples.batch import batch_size
+from lightning_vivit.samples.batch import describe
+from lightning_vivit.samples.cut import form, join
+from lightning_vivit.samples.size import batch_size
 
 Loss = Callable[[Tensor, Any], Tensor]
 _T = TypeVar("_T")
@@ -82,8 +83,12 @@ def empirical_ntk(
         problem, first = model, None
     else:
         first = None if x2 is None else batch_size(x1)
-        inputs = x1 if x2 is None else _concatenate(x1, x2)
-        problem = Problem(model, None, inputs)
+        if x2 is not None and form(x1) != form(x2):
+            raise ProblemError(
+                f"x1 has {describe(x1)}, x2 {describe(x2)}. The samples of both must have the "
+                "same shape and dtype, and what is not per sample must be the same."
+            )
+        problem = Problem(model, None, x1 if x2 is None else join([x1, x2]))
     request = Request(param_groups=param_groups, max_memory=max_memory, backend=backend)
     return _single(cross_kernel(problem, first, wanted, request), param_groups)
 
@@ -286,17 +291,3 @@ def _evaluate(
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:
     return results["all"] if isinstance(groups, str) and groups == "all" else results
-
-
-def _concatenate(first: Any, second: Any) -> Any:
-    def join(left: Any, right: Any) -> Any:
-        if not isinstance(left, Tensor):
-            return left
-        if left.shape[1:] != right.shape[1:]:
-            raise ProblemError(
-                f"x1 has samples of shape {tuple(left.shape[1:])}, x2 of shape "
-                f"{tuple(right.shape[1:])}. Both must have the same shape."
-            )
-        return torch.cat([left, right])
-
-    return tree_map(join, first, second)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_vivit.callbacks.checks import check_setup
 from lightning_vivit.callbacks.failures import cause_of, failure_message, stop_messages
 from lightning_vivit.callbacks.options import require_share
-from lightning_vivit.callbacks.probe import BatchSource, tensors
+from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.callbacks.progress import shown_in_progress_bar
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
@@ -37,6 +37,7 @@ from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.matrices import find_matrix
 from lightning_vivit.parallel import Ranks, Replica
 from lightning_vivit.problem.isolation.rng import isolated_rng
+from lightning_vivit.samples.batch import tensors_in
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
 
@@ -496,7 +497,7 @@ class Monitor(Callback):
             group: {name: tensor.cpu() for name, tensor in named.items()}
             for group, named in self.references().items()
         }
-        if sum(tensor.nbytes for tensor in tensors(references)) > MAX_STATE_BYTES:
+        if sum(tensor.nbytes for tensor in tensors_in(references)) > MAX_STATE_BYTES:
             references = {}
         return {
             "step": self._step,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_vivit.callbacks.probe import describe
 from lightning_vivit.errors import ViViTError
+from lightning_vivit.samples.batch import describe
 
 
 def cause_of(error: Exception) -> str:

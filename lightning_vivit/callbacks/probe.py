@@ -8,7 +8,6 @@ that cannot be copied) the first batch that the run itself loads is kept.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,13 +15,14 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.problem.isolation.private_copy import private_copy
 from lightning_vivit.problem.isolation.rng import isolated_rng
+from lightning_vivit.samples.batch import clone
+from lightning_vivit.samples.cut import limit
 
 SOURCES = ("batch", "train", "val")
 DEFAULT_PROBE_SIZE = 32  # for a loader that does not tell its batch size
@@ -102,7 +102,7 @@ class BatchSource:
             OptionError: If the Trainer has no validation data for `data="val"`.
         """
         if self.data == "batch":
-            found = limit_samples(batch, self.max_samples)
+            found = limit(batch, self.max_samples)
         else:
             if self._probe is None:
                 self._probe = self._make(trainer, module, batch)
@@ -123,13 +123,13 @@ class BatchSource:
 
     def see_validation(self, batch: Any) -> None:
         """Keep a validation batch of the run, for loaders from which no probe can be drawn."""
-        self._seen = clone_tensors(limit_samples(batch, self.max_samples))
+        self._seen = clone(limit(batch, self.max_samples))
 
     def _make(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         if self.data == "given":
             with isolated_rng(self.seed):
                 given = self._given() if callable(self._given) else self._given
-                return _transfer(trainer, module, limit_samples(given, self.max_samples))
+                return _transfer(trainer, module, clone(limit(given, self.max_samples)))
         loaders = trainer.train_dataloader if self.data == "train" else _first_val_loader(trainer)
         try:
             with isolated_rng(self.seed):
@@ -137,7 +137,7 @@ class BatchSource:
         except _CannotDrawError as reason:
             if self.data == "val":
                 return self._fall_back(self._seen, reason)
-            first = clone_tensors(limit_samples(batch, self.max_samples))
+            first = clone(limit(batch, self.max_samples))
             return self._fall_back(first, reason)
 
     def _fall_back(self, found: Any, reason: Exception) -> Any:
@@ -193,7 +193,7 @@ def draw_batch(loader: Any, seed: int, max_samples: int | None) -> Any:
     order = torch.randperm(len(candidates), generator=generator).tolist()
     batches = getattr(loader, "batch_sampler", None)
     if batches is None and getattr(loader, "batch_size", None) is None:
-        return limit_samples(collate(dataset[candidates[order[0]]]), max_samples)
+        return limit(collate(dataset[candidates[order[0]]]), max_samples)
     size = getattr(loader, "batch_size", None) or getattr(batches, "batch_size", None)
     chosen = [candidates[index] for index in order[: max_samples or size or DEFAULT_PROBE_SIZE]]
     if hasattr(dataset, "__getitems__"):
@@ -205,67 +205,6 @@ def _sampled_indices(sampler: Any) -> Any:
     """The indices of a subset sampler, also of one that Lightning wrapped for several processes."""
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
     return getattr(sampler if wrapped is None else wrapped, "indices", None)
-
-
-def limit_samples(batch: Any, max_samples: int | None) -> Any:
-    """The first samples: every tensor whose first dimension is the batch size is sliced.
-
-    Raises:
-        OptionError: The shapes do not tell the samples from the positions of sequences.
-    """
-    size = batch_size(batch)
-    if max_samples is None or size is None or size <= max_samples:
-        return batch
-    if _may_be_sequence_first(batch, size):
-        raise OptionError(
-            f"The samples of the batch ({describe(batch)}) may be on the first axis or, sequence "
-            f"first, on the second, so max_samples={max_samples} cannot be applied. Use "
-            "max_samples=None, or pass a smaller batch as probe."
-        )
-
-    def limit(tensor: Tensor) -> Tensor:
-        return tensor[:max_samples] if tensor.ndim > 0 and tensor.shape[0] == size else tensor
-
-    return apply_to_collection(batch, Tensor, limit)
-
-
-def _may_be_sequence_first(batch: Any, size: int) -> bool:
-    """Whether a tensor [size, n, ...] meets as many tensors [n, ...] as [size, ...]."""
-    shapes = [tensor.shape for tensor in tensors(batch) if tensor.ndim > 0]
-    counts = Counter(shape[0] for shape in shapes)
-    second = {shape[1] for shape in shapes if shape[0] == size and len(shape) > 1} - {size}
-    return any(counts[other] == counts[size] for other in second)
-
-
-def clone_tensors(batch: Any) -> Any:
-    """The batch in new containers with new tensors: whoever changes it does not change the run."""
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
-
-
-def batch_size(batch: Any) -> int | None:
-    """The most frequent first dimension of the tensors; None without a tensor that has one."""
-    sizes = Counter(tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0)
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def describe(batch: Any) -> str:
-    """The shapes of the batch, for messages."""
-    shapes = [f"{list(tensor.shape)}" for tensor in tensors(batch)]
-    if not shapes:
-        return f"a {type(batch).__name__} without tensors"
-    return f"tensors of shape {', '.join(shapes[:6])}{', ...' if len(shapes) > 6 else ''}"
-
-
-def tensors(batch: Any) -> list[Tensor]:
-    """Every tensor of a nested batch, in order."""
-    found: list[Tensor] = []
-
-    def collect(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    apply_to_collection(batch, Tensor, collect)
-    return found
 
 
 def _first_val_loader(trainer: Trainer) -> Any:

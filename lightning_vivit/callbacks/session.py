@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vivit.callbacks.pacing import Pacer
-from lightning_vivit.callbacks.probe import BatchSource, clone_tensors
+from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.eigen.lanczos import search_vectors
 from lightning_vivit.eigen.start import Start
 from lightning_vivit.evaluation.evaluate import evaluate_request
@@ -32,13 +32,13 @@ from lightning_vivit.parallel import (
     Replica,
     check_room,
     common_buffers,
-    fingerprint,
     gather_batch,
     replica_bytes,
     take_part,
 )
 from lightning_vivit.problem.isolation.modes import eval_mode
 from lightning_vivit.problem.problem import Problem
+from lightning_vivit.samples.batch import checksum, clone
 
 Found: TypeAlias = "Evaluation | MatrixFreeEvaluation"
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
@@ -144,7 +144,7 @@ class Session:
         found = self._results.get(key)
         if found is None:
             try:
-                data = clone_tensors(batch)
+                data = clone(batch)
                 if self.replica is not None:
                     module = self.replica.gathered(module, self.ranks)
                 found = self._run(request, module, data, batch_idx, seed, kernel)
@@ -287,6 +287,6 @@ class Session:
 
     def _is_common(self, request: MonitorRequest, batch: Any) -> bool:
         """Whether all ranks hold the same probe."""
-        mark = None if request.source.data == "batch" else fingerprint(batch)
+        mark = None if request.source.data == "batch" else checksum(batch)
         marks = set(self.ranks.exchange(mark))
         return marks != {None} and len(marks) == 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import Factor
@@ -19,8 +19,9 @@ from lightning_vivit.kernel.contraction import add_kernels
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
 from lightning_vivit.kernel.plan import Plan
 from lightning_vivit.problem.problem import Problem
-from lightning_vivit.samples.batch import batch_size
+from lightning_vivit.samples.batch import map_leaves
 from lightning_vivit.samples.layout import SampleLayout
+from lightning_vivit.samples.size import batch_size
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RowMaker:
             InteractionError: Samples influence each other.
         """
         device = next(self.model.parameters()).device
-        inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
+        inputs = move_data_to_device(map_leaves(lambda leaf: leaf, inputs), device)
         names = [name for members in self.groups.values() for name in members]
         count = batch_size(inputs)
         with Problem(self.model, None, inputs).recorded(names, for_sweeps=True) as live:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -19,7 +16,9 @@ from torch.utils.data import (
 )
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.samples.batch import batch_size, tensors_in
+from lightning_vivit.samples.batch import checksum
+from lightning_vivit.samples.cut import cut, form, join
+from lightning_vivit.samples.size import batch_size
 
 Select = Callable[[Any], Any]
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -126,7 +125,7 @@ class ChunkReader:
         waiting = 0
         for batch in self._loader:
             inputs = self._inputs(batch)
-            if parts and _form(parts[0]) != _form(inputs):  # padded to another length
+            if parts and form(parts[0]) != form(inputs):  # padded to another length
                 yield join(parts)
                 parts, waiting = [], 0
             parts.append(inputs)
@@ -184,54 +183,3 @@ def refuse_random(loader: Any, name: str) -> None:
                 f"{name} shuffles ({type(sampler).__name__}), so rows of the kernel could not be "
                 "told apart. Give a DataLoader with shuffle=False."
             )
-
-
-def checksum(inputs: Any) -> int:
-    """CRC-32 of all tensors' shapes and bytes."""
-    found = 0
-    for tensor in tensors_in(inputs):
-        plain = tensor.detach().cpu().contiguous().flatten()
-        found = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode(), found)
-        if plain.numel():
-            found = zlib.crc32(plain.view(torch.uint8).numpy().data, found)
-    return found
-
-
-def cut(inputs: Any, start: int, stop: int) -> Any:
-    """Samples start..stop-1 of nested tensors; tensors without a sample axis stay."""
-    count = batch_size(inputs)
-    leaves, form = tree_flatten(inputs)
-    return tree_unflatten(
-        [leaf[start:stop] if _has_samples(leaf, count) else leaf for leaf in leaves], form
-    )
-
-
-def join(parts: Sequence[Any]) -> Any:
-    """Nested tensors of the same form, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    counts = [batch_size(part) for part in parts]
-    flat = [tree_flatten(part) for part in parts]
-    leaves = []
-    for column in zip(*(found[0] for found in flat), strict=True):
-        pairs = zip(column, counts, strict=True)
-        batched = all(_has_samples(leaf, count) for leaf, count in pairs)
-        leaves.append(torch.cat(column) if batched else column[0])
-    return tree_unflatten(leaves, flat[0][1])
-
-
-def _has_samples(leaf: Any, count: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
-
-
-def _form(inputs: Any) -> tuple[Any, ...]:
-    """What must agree for batches to be joined."""
-    leaves, form = tree_flatten(inputs)
-    count = batch_size(inputs)
-    shapes = tuple(
-        (leaf.shape[1:] if _has_samples(leaf, count) else checksum(leaf), leaf.dtype)
-        if isinstance(leaf, Tensor)
-        else leaf
-        for leaf in leaves
-    )
-    return (str(form), shapes)

@@ -9,8 +9,8 @@ from lightning_vivit.errors import InteractionError
 from lightning_vivit.jacobian.proof import refuse_mixing
 from lightning_vivit.jacobian.trust import Proofs, signature
 from lightning_vivit.problem.problem import Problem, Recording
-from lightning_vivit.samples.batch import batch_size
 from lightning_vivit.samples.layout import SampleLayout
+from lightning_vivit.samples.size import batch_size
 
 _LAYOUTS: Proofs[SampleLayout] = Proofs()
 

@@ -20,8 +20,8 @@ from lightning_vivit.problem.forms.twice import TwiceDifferentiable
 from lightning_vivit.problem.isolation.numerics import quiet_numerics
 from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.problem.tape.recorder import Tape
-from lightning_vivit.samples.batch import batch_size
 from lightning_vivit.samples.layout import SampleLayout
+from lightning_vivit.samples.size import batch_size
 
 _PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
 

@@ -1,6 +1,6 @@
 """One batch over the processes of a run: its kernel is that of one process on all samples."""
 
-from lightning_vivit.parallel.batches import fingerprint, gather_batch, take_part
+from lightning_vivit.parallel.batches import gather_batch, take_part
 from lightning_vivit.parallel.buffers import common_buffers
 from lightning_vivit.parallel.fitting import check_room, replica_bytes
 from lightning_vivit.parallel.kernels import shared_kernels
@@ -17,7 +17,6 @@ __all__ = [
     "Whole",
     "check_room",
     "common_buffers",
-    "fingerprint",
     "gather_batch",
     "join",
     "replica_bytes",

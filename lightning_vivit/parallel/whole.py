@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.jacobian.autograd import Structure
 from lightning_vivit.losses import LossCall
 from lightning_vivit.parallel.ranks import Ranks
 from lightning_vivit.problem.problem import Problem, Recording
+from lightning_vivit.samples.batch import leaves_in, map_leaves
 from lightning_vivit.samples.layout import SampleLayout
 
 _T = TypeVar("_T")
@@ -96,9 +96,9 @@ class Whole:
         """
         moved = None
         if self.ranks.rank == 0:
-            moved = tree_map(lambda tensor: tensor.cpu(), solve())
+            moved = map_leaves(lambda tensor: tensor.cpu(), solve())
         device = self.outputs.device
-        return tree_map(lambda tensor: tensor.to(device), self.ranks.first(moved))
+        return map_leaves(lambda tensor: tensor.to(device), self.ranks.first(moved))
 
     def add_up(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace tensors by their sums over the ranks, in place."""
@@ -137,7 +137,8 @@ def join(part: Part, recording: Recording, layout: SampleLayout, structure: Stru
     """
     call, outputs = recording.loss, recording.outputs.detach()
     split = layout.split(outputs)
-    leaves, spec = tree_flatten((None, {}) if call is None else (call.target, dict(call.options)))
+    stated = (None, {}) if call is None else (call.target, dict(call.options))
+    leaves = list(leaves_in(stated))
     count = 0 if part.borrowed else layout.num_samples
     everyone: list[_Sent] = part.ranks.exchange(
         _Sent(
@@ -167,7 +168,8 @@ def join(part: Part, recording: Recording, layout: SampleLayout, structure: Stru
         for index in _shared_leaves(full):
             merged = whole.merge(torch.cat([sent.leaves[index] for sent in full]))
             leaves[index] = merged.to(outputs.device)
-        target, options = tree_unflatten(leaves, spec)
+        remaining = iter(leaves)
+        target, options = map_leaves(lambda _: next(remaining), stated)
         scale = sum(sent.multiplier or 0.0 for sent in full) / len(full)
         found = LossCall(call.name, whole.merge(together), target, options, scale)
     elif call is not None:
@@ -186,7 +188,7 @@ def _per_row(call: LossCall | None, leaves: Sequence[Any]) -> list[tuple[int, Te
     if call is None:
         return []
     rows, ndim = call.outputs.shape[0], call.outputs.ndim
-    targets = len(tree_flatten(call.target)[0])
+    targets = len(list(leaves_in(call.target)))
     found = []
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:

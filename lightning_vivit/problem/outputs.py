@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_vivit.errors import ProblemError
 
@@ -14,7 +15,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     """What a model returns for inputs: a dict by name, a tuple or list by position."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
+    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     return model(inputs)
 

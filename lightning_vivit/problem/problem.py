@@ -11,7 +11,6 @@ from weakref import WeakSet
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.losses import LossCall
@@ -34,7 +33,9 @@ from lightning_vivit.problem.tape.backend import Backend
 from lightning_vivit.problem.tape.recorder import Recorder, Tape
 from lightning_vivit.problem.training_step import check_replayable, run_training_step
 from lightning_vivit.samples.axis import is_sequence_first, likely_counts
-from lightning_vivit.samples.batch import batch_size, leading_sizes, tensors_in
+from lightning_vivit.samples.batch import tensors_in
+from lightning_vivit.samples.cut import cut
+from lightning_vivit.samples.size import batch_size, check_rows, leading_sizes
 
 
 @dataclass(frozen=True)
@@ -165,23 +166,12 @@ class Problem:
             stop: One after the last sample.
 
         Returns:
-            A problem whose data are slices: of every tensor with one row per sample, and of
-            targets with T rows per sample, those of a sample together.
+            A problem whose data are slices: of everything with a row or an entry per sample, and
+            of targets with T rows per sample, those of a sample together.
         """
         count = batch_size(self._inputs)
-
-        def cut(value: Any, rows: bool) -> Any:
-            if not isinstance(value, Tensor) or value.ndim == 0:
-                return value
-            if value.shape[0] == count:
-                return value[start:stop]
-            if rows and value.shape[0] % count == 0:
-                each = value.shape[0] // count
-                return value[start * each : stop * each]
-            return value
-
-        cut_inputs = tree_map(lambda value: cut(value, False), self._inputs)
-        cut_targets = tree_map(lambda value: cut(value, True), self._targets)
+        cut_inputs = cut(self._inputs, start, stop, count)
+        cut_targets = cut(self._targets, start, stop, count, rows=True)
         part = Problem(self.model, self._loss, cut_inputs, cut_targets, reduction=self._reduction)
         part.dtype, part.in_eval = self.dtype, self.in_eval
         if self._step is not None:
@@ -237,6 +227,8 @@ class Problem:
                     recorder, self._loss, returned, targets, self._reduction
                 )
             outputs = check_outputs(returned if loss is None else loss.outputs)
+            if self._step is not None:
+                check_rows(self._inputs, outputs.shape[0])
             if is_sequence_first(tensors_in(self._inputs), outputs.shape[0]):
                 sizes = (outputs.shape[0], *sizes)
             recorder.forget()

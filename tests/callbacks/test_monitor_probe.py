@@ -15,11 +15,14 @@ from monitor_toys import Classifier, NoisyDataset, blobs, loader, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
-from lightning_vivit.callbacks.probe import BatchSource, batch_size, clone_tensors, limit_samples
+from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.errors import OptionError
 from lightning_vivit.problem.isolation.modes import eval_mode
 from lightning_vivit.problem.isolation.private_copy import private_copy
 from lightning_vivit.problem.isolation.rng import isolated_rng
+from lightning_vivit.samples.batch import clone
+from lightning_vivit.samples.cut import limit
+from lightning_vivit.samples.size import find_size
 
 
 class Fetcher(pl.Callback):
@@ -33,8 +36,8 @@ class Fetcher(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.batches.append(clone_tensors(self.source.fetch(trainer, pl_module, batch)))
-        self.steps.append(clone_tensors(batch))
+        self.batches.append(clone(self.source.fetch(trainer, pl_module, batch)))
+        self.steps.append(clone(batch))
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
@@ -210,7 +213,7 @@ def test_given_batch_follows_the_precision(tmp_path: Path) -> None:
 
 def test_limit_slices_only_tensors_with_the_batch_axis() -> None:
     batch = {"x": torch.ones(4, 2), "y": [torch.ones(4)], "table": torch.ones(7, 4), "name": "a"}
-    found = limit_samples(batch, 3)
+    found = limit(batch, 3)
     assert found["x"].shape == (3, 2)
     assert found["y"][0].shape == (3,)
     assert found["table"].shape == (7, 4)
@@ -220,9 +223,9 @@ def test_limit_slices_only_tensors_with_the_batch_axis() -> None:
 def test_limit_refuses_to_cut_what_may_be_positions() -> None:
     sequences, labels = torch.zeros(9, 20, 4), torch.zeros(20)
     with pytest.raises(OptionError, match=r"sequence\s+first.*max_samples=8"):
-        limit_samples((sequences, labels), 8)
-    assert limit_samples((sequences, labels), 32)[0].shape == (9, 20, 4)
-    images, classes = limit_samples((torch.zeros(9, 20, 4), torch.zeros(9)), 8)
+        limit((sequences, labels), 8)
+    assert limit((sequences, labels), 32)[0].shape == (9, 20, 4)
+    images, classes = limit((torch.zeros(9, 20, 4), torch.zeros(9)), 8)
     assert images.shape == (8, 20, 4) and classes.shape == (8,)
 
 
@@ -233,18 +236,18 @@ def test_limit_reaches_into_dataclasses() -> None:
         y: Tensor
 
     batch = Batch(torch.ones(4, 2), torch.ones(4))
-    assert limit_samples(batch, 2).x.shape == (2, 2)
+    assert limit(batch, 2).x.shape == (2, 2)
     assert batch.x.shape == (4, 2)
 
 
 def test_batch_size_without_tensors() -> None:
-    assert batch_size(["a", 3]) is None
-    assert limit_samples(["a", 3], 1) == ["a", 3]
+    assert find_size(["a", 3]) is None
+    assert limit(["a", 3], 1) == ["a", 3]
 
 
 def test_clone_takes_changes_of_the_containers() -> None:
     batch = {"x": torch.ones(2), "more": [torch.ones(2), "a"]}
-    copied = clone_tensors(batch)
+    copied = clone(batch)
     copied["more"].append(1)
     copied["x"].zero_()
     copied.pop("more")

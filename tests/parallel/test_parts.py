@@ -17,8 +17,9 @@ from lightning_vivit import GGNSpectrumMonitor
 from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
 from lightning_vivit.factors.contract import contract
-from lightning_vivit.parallel import PeerError, Ranks, fingerprint, gather_batch, take_part
+from lightning_vivit.parallel import PeerError, Ranks, gather_batch, take_part
 from lightning_vivit.parallel.messages import Form, rows_form
+from lightning_vivit.samples.batch import checksum
 
 CPU = torch.device("cpu")
 
@@ -49,17 +50,17 @@ def test_parts_of_other_containers() -> None:
     batch = Pair(torch.arange(4), UserDict(y=torch.arange(8).reshape(4, 2)))
     part, _ = take_part(batch, Ranks(1, 2))
     assert part.x.tolist() == [2, 3] and part.more["y"].tolist() == [[4, 5], [6, 7]]
-    assert fingerprint(part) != fingerprint(batch)
+    assert checksum(part) != checksum(batch)
 
 
 def test_parts_are_joined_in_the_order_of_the_ranks() -> None:
-    other = [torch.tensor([4, 5, 6]), torch.ones(2, 3), torch.tensor(1.0)]
-    ranks = Recorded([other])
+    more = UserDict(w=torch.ones(2, 3), s=torch.tensor(1.0))
+    ranks = Recorded([Pair(torch.tensor([4, 5, 6]), more)])
     batch = Pair(torch.tensor([1, 2]), UserDict(w=torch.ones(2, 3), s=torch.tensor(1.0)))
     whole = gather_batch(batch, ranks)
     assert whole.x.tolist() == [1, 2, 4, 5, 6]
     assert whole.more["w"].shape == (2, 3)  # a row for each sample of one rank only by chance
-    assert ranks.gave[0][0].tolist() == [1, 2]
+    assert ranks.gave[0].x.tolist() == [1, 2]
 
 
 def test_rows_of_a_factor_give_its_kernel() -> None:
@@ -77,10 +78,10 @@ def test_rows_of_a_factor_give_its_kernel() -> None:
     assert plain.prepare(factor) is factor
 
 
-def test_fingerprint_sees_every_entry() -> None:
+def test_checksum_sees_every_entry() -> None:
     batch = [torch.zeros(3, dtype=torch.bfloat16), {"y": torch.arange(4)}, "text"]
     changed = [torch.zeros(3, dtype=torch.bfloat16), {"y": torch.tensor([0, 1, 2, 4])}, "text"]
-    assert fingerprint(batch) == fingerprint(batch) != fingerprint(changed)
+    assert checksum(batch) == checksum(batch) != checksum(changed)
 
 
 def factors() -> list[Factor]:

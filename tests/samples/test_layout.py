@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from losses.oracle import entry_numbers
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.samples.layout import SampleLayout
-
-from .oracle import entry_numbers
 
 
 @pytest.mark.parametrize("minor", [False, True])

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from lightning_vivit.samples.batch import map_leaves
 
 LOW = (torch.float16, torch.bfloat16)
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -55,7 +57,10 @@ def converted_copy(
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor in a dtype if it has fewer bits; integers stay."""
+    """A tensor or numpy array in a dtype if it has fewer bits; integers stay."""
+    if isinstance(value, np.ndarray):
+        few = value.dtype.kind == "f" and value.dtype.itemsize < dtype.itemsize
+        return value.astype(f"f{dtype.itemsize}") if few else value
     wanted = isinstance(value, Tensor) and value.is_floating_point()
     if not wanted or value.dtype.itemsize > dtype.itemsize:
         return value
@@ -63,10 +68,10 @@ def convert(value: Any, dtype: torch.dtype) -> Any:
 
 
 def convert_batch(batch: Any, dtype: torch.dtype | None) -> Any:
-    """A batch with its floating point tensors in a dtype, inference tensors cloned.
+    """A batch with its floating point tensors and arrays in a dtype, inference tensors cloned.
 
     Args:
-        batch: Nested tensors.
+        batch: Whatever Lightning moves.
         dtype: None leaves the dtypes.
 
     Returns:
@@ -77,7 +82,7 @@ def convert_batch(batch: Any, dtype: torch.dtype | None) -> Any:
         value = value.clone() if isinstance(value, Tensor) and value.is_inference() else value
         return value if dtype is None else convert(value, dtype)
 
-    return tree_map(plain, batch)
+    return map_leaves(plain, batch)
 
 
 @contextmanager
