@@ -16,7 +16,7 @@ from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation.build_kernel import cross_kernel
 from lightning_vivit.evaluation.directions import Damping, Directions
 from lightning_vivit.evaluation.evaluate import evaluate
-from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.problem.groups import ParamGroups
@@ -272,7 +272,7 @@ def _evaluate(
     param_groups: ParamGroups,
     dtype: torch.dtype | None,
     backend: str,
-) -> Evaluation:
+) -> Result:
     if isinstance(model, Problem):
         if loss is not None or inputs is not None or targets is not None:
             raise OptionError("Got a Problem and a loss or data. Give one of them.")
@@ -284,9 +284,7 @@ def _evaluate(
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    found = evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
-    assert isinstance(found, Evaluation)  # what method="gram" gives
-    return found
+    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

@@ -18,8 +18,9 @@ from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.callbacks.progress import shown_in_progress_bar
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.schedule import Schedule
-from lightning_vivit.callbacks.session import Found, MonitorRequest, ProblemFactory, Session
+from lightning_vivit.callbacks.session import MonitorRequest, ProblemFactory, Session
 from lightning_vivit.errors import OptionError, ViViTError, require_choice, require_integer
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import (
@@ -188,10 +189,10 @@ class Monitor(Callback):
         self.forget()
 
     @abstractmethod
-    def measure(self, evaluation: Found, group: str) -> Findings:
+    def measure(self, evaluation: Result, group: str) -> Findings:
         """What this monitor has to say about one parameter group."""
 
-    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Result) -> None:
         """Note what `measure` needs of the Trainer."""
 
     def forget(self) -> None:
@@ -433,7 +434,7 @@ class Monitor(Callback):
         replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
         return MonitorRequest(self.source, wanted, self.problem, replay, self.parameter_vectors)
 
-    def _report(self, evaluation: Found) -> Report:
+    def _report(self, evaluation: Result) -> Report:
         report = Report(self._step, monitor=f"{self.prefix}{self.section}")
         drawn = self.figures and self._looks % self.figures_every == 0
         self._looks += 1

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.callbacks.session import Found
 from lightning_vivit.errors import OptionError, ProblemError, require_integer
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.figures import draw_directions
 from lightning_vivit.loggers import Findings, Panel
 from lightning_vivit.metrics.functional import direction_statistics, gradient_statistics
@@ -109,7 +109,7 @@ class DirectionalDerivativesMonitor(Monitor):
         own = {"damping": self.damping, "gradients": self.gradients, "method": self.method}
         return {**super().options(), **own, "tol": self.tol, "microbatch": self.microbatch}
 
-    def measure(self, evaluation: Found, group: str) -> Findings:
+    def measure(self, evaluation: Result, group: str) -> Findings:
         """Statistics of the determined directions of one group."""
         k = self.limit_k(evaluation.num_directions)
         found = evaluation.directions(group, k)
@@ -150,7 +150,7 @@ class DirectionalDerivativesMonitor(Monitor):
         )
 
 
-def _gradient_statistics(evaluation: Found, group: str) -> dict[str, float | Tensor]:
+def _gradient_statistics(evaluation: Result, group: str) -> dict[str, float | Tensor]:
     squared = evaluation.gradient_norm_squared(group)
     assert evaluation.scale is not None  # there are directions, so there is a loss
     mean_squared = squared / (evaluation.scale * evaluation.num_samples) ** 2

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
-from lightning_vivit.callbacks.session import Found
 from lightning_vivit.errors import require_integer
-from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.figures import History, draw_layers, draw_spectra
 from lightning_vivit.loggers import Chart, Draw, Findings, Panel
 from lightning_vivit.matrices import MATRICES, Matrix
@@ -136,16 +135,16 @@ class GGNSpectrumMonitor(Monitor):
         self.panels = _panels(self._matrix, whole)
         return super().charts()
 
-    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Found) -> None:
+    def prepare(self, trainer: Trainer, module: LightningModule, evaluation: Result) -> None:
         """Note the learning rates."""
         self._rates = {
             group: learning_rate_and_momentum(trainer, module, names)
             for group, names in evaluation.groups.items()
         }
 
-    def measure(self, evaluation: Found, group: str) -> Findings:
+    def measure(self, evaluation: Result, group: str) -> Findings:
         """Spectrum, sharpness and overlap of one group."""
-        if isinstance(evaluation, MatrixFreeEvaluation):
+        if not evaluation.whole_spectrum:
             self._whole = False
             return self._measure_leading(evaluation, group)
         self._whole = True
@@ -191,7 +190,7 @@ class GGNSpectrumMonitor(Monitor):
         values = [[float(e.get(step, nothing).max()) for step in steps] for e in entries.values()]
         return draw_layers(list(entries), steps, np.array(values), f"Largest {self._title}")
 
-    def _measure_leading(self, evaluation: MatrixFreeEvaluation, group: str) -> Findings:
+    def _measure_leading(self, evaluation: Result, group: str) -> Findings:
         """What the leading eigenpairs tell, where there is no Gram matrix."""
         before = evaluation.products
         eigenvalues = evaluation.eigenvalues(group)
@@ -217,7 +216,7 @@ class GGNSpectrumMonitor(Monitor):
             limits=limits,
         )
 
-    def _compare(self, evaluation: Found, group: str, k: int) -> dict[str, float | Tensor]:
+    def _compare(self, evaluation: Result, group: str, k: int) -> dict[str, float | Tensor]:
         parts = direction_parts(evaluation.eigenvectors(group, k))
         past = self._subspaces.get(group)
         self._subspaces[group] = parts  # nobody writes to eigenvectors, so they are not copied

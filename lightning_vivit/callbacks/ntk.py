@@ -8,10 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.callbacks.session import Found
 from lightning_vivit.eigen.dense import numerical_floor
 from lightning_vivit.errors import require_choice
-from lightning_vivit.evaluation.kernel_only import OutputEvaluation
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.figures import History, draw_kernel, draw_spectra
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import Findings, Panel
@@ -105,7 +104,7 @@ class NTKMonitor(Monitor):
         self._past = {}
         self._histories: dict[str, History] = {}
 
-    def measure(self, evaluation: Found, group: str) -> Findings:
+    def measure(self, evaluation: Result, group: str) -> Findings:
         """Spectrum, alignment and drift of one group's kernel."""
         kernel = evaluation.ntk(group, self.mode)
         size = kernel.shape[0] * (kernel.shape[2] if self.mode == "full" else 1)
@@ -118,10 +117,9 @@ class NTKMonitor(Monitor):
         for name in ("condition_number", "effective_rank", "alignment"):
             if name in found:
                 scalars[name] = found[name]
-        if isinstance(evaluation, OutputEvaluation):
-            error = evaluation.standard_error(group)
-            if error is not None:
-                scalars["relative_error"] = error.norm() / kernel.norm()
+        error = evaluation.ntk_standard_error(group)
+        if error is not None:
+            scalars["relative_error"] = error.norm() / kernel.norm()
         if self.source.data != "batch":
             scalars |= self._compare(kernel, group)
         floor = numerical_floor(eigenvalues, kernel.dtype)

@@ -23,8 +23,7 @@ from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.eigen.lanczos import search_vectors
 from lightning_vivit.eigen.start import Start
 from lightning_vivit.evaluation.evaluate import evaluate_request
-from lightning_vivit.evaluation.exact import Evaluation
-from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.parallel import (
     Part,
@@ -40,7 +39,6 @@ from lightning_vivit.problem.isolation.modes import eval_mode
 from lightning_vivit.problem.problem import Problem
 from lightning_vivit.samples.batch import checksum, clone
 
-Found: TypeAlias = "Evaluation | MatrixFreeEvaluation"
 ProblemFactory: TypeAlias = Callable[[LightningModule, Any], Problem]
 
 
@@ -100,7 +98,7 @@ class Session:
         self.pacer = Pacer()
         self.laid_out = False  # whether the dashboards have their charts
         self._probes: dict[tuple[Any, ...], Any] = {}
-        self._results: dict[Hashable, Found | Exception] = {}
+        self._results: dict[Hashable, Result | Exception] = {}
         self._writers: dict[str, object] = {}  # key of a value -> the monitor that wrote it
         self._reported: Exception | None = None
         self._warned_of_unused = False
@@ -125,7 +123,7 @@ class Session:
         batch_idx: int,
         seed: int,
         kernel: bool = False,
-    ) -> Found:
+    ) -> Result:
         """The evaluation of a batch, made at the first request and kept until `end_step`.
 
         Args:
@@ -185,7 +183,7 @@ class Session:
         owner = self._writers.setdefault(key, monitor)
         return None if owner is monitor else owner
 
-    def warn_of_unused(self, evaluation: Found) -> None:
+    def warn_of_unused(self, evaluation: Result) -> None:
         """Say once which parameters have no influence on the loss."""
         if evaluation.unused and not self._warned_of_unused:
             self._warned_of_unused = True
@@ -206,7 +204,7 @@ class Session:
     def end_step(self) -> None:
         """Free what was computed at this step, but for what the next search starts from."""
         for key, found in self._results.items():
-            if isinstance(found, MatrixFreeEvaluation):
+            if not isinstance(found, Exception):
                 self._starts[key] = found.warm_start()
         self._results.clear()
         self._writers.clear()
@@ -223,7 +221,7 @@ class Session:
         batch_idx: int,
         seed: int,
         kernel: bool,
-    ) -> Found:
+    ) -> Result:
         wanted = self._due_now(request, module.device, seed, kernel)
         several = self.ranks.size > 1
         divided = several and wanted.output_kernel is None and not wanted.matrix_free

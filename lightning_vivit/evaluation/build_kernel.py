@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_vivit.evaluation.build_exact import choose_session, located
-from lightning_vivit.evaluation.kernel_only import OutputEvaluation
+from lightning_vivit.evaluation.interface import Facts
+from lightning_vivit.evaluation.kernel_only import KernelEvaluation
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
@@ -17,7 +18,7 @@ from lightning_vivit.samples.layout import SampleLayout
 
 def evaluate_outputs(
     problem: Problem, request: Request, wanted: OutputKernel, groups: dict[str, list[str]]
-) -> OutputEvaluation:
+) -> KernelEvaluation:
     """The kernel of a batch with itself, with no more backward passes than its mode needs.
 
     Args:
@@ -39,7 +40,8 @@ def evaluate_outputs(
         task, layout = _output_task(live, groups, wanted, session)
         kernels = compute_kernels(task, wanted.contraction, None, request.max_memory)
     found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
-    return OutputEvaluation(live, layout, groups, kernels, task.structure.unused, wanted, found)
+    facts = Facts.of(live, layout, groups, task.structure.unused)
+    return KernelEvaluation(facts, wanted, found, kernels.plan)
 
 
 def cross_kernel(

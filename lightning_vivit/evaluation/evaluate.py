@@ -10,7 +10,7 @@ from lightning_vivit.eigen.start import Start
 from lightning_vivit.evaluation.build_exact import choose_session, gram_evaluation
 from lightning_vivit.evaluation.build_kernel import evaluate_outputs
 from lightning_vivit.evaluation.choice import choose_method, known_choice
-from lightning_vivit.evaluation.exact import Evaluation
+from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.matrices import Matrix
@@ -37,7 +37,7 @@ def evaluate(
     microbatch: int | None = None,
     start: Mapping[str, Start] | None = None,
     part: Part | None = None,
-) -> Evaluation | MatrixFreeEvaluation:
+) -> Result:
     """Run a problem once and keep its kernels, or prepare its matrix-free products.
 
     Args:
@@ -98,7 +98,7 @@ def evaluate(
     return evaluate_request(problem, request)
 
 
-def evaluate_request(problem: Problem, request: Request) -> Evaluation | MatrixFreeEvaluation:
+def evaluate_request(problem: Problem, request: Request) -> Result:
     """Evaluate what is wanted, by the method that is named or by the cheaper one.
 
     Args:

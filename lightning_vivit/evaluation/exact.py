@@ -12,111 +12,73 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.directions import Damping, Directions, directions_from_gram
+from lightning_vivit.evaluation.interface import Facts, Question, Result
 from lightning_vivit.evaluation.row_sums import RowSums
-from lightning_vivit.evaluation.solved import NO_LOSS, Block, Grams
+from lightning_vivit.evaluation.solved import Grams
+from lightning_vivit.evaluation.weights import Weights
 from lightning_vivit.factors import MODES
-from lightning_vivit.kernel.compute import Kernels
-from lightning_vivit.losses import SampleLoss
-from lightning_vivit.parallel import Whole
-from lightning_vivit.problem.problem import Recording
-from lightning_vivit.samples.layout import SampleLayout
+from lightning_vivit.kernel.plan import Plan
 
 
-class Evaluation:
-    """Results of one evaluated problem.
+class Evaluation(Result):
+    """Kernel and Gram matrix of one problem, and all that follows from them.
 
-    Attributes:
-        groups: Group name -> parameter names.
-        num_samples: N.
-        outputs: [N, D], detached.
-        targets: The loss call's target as given; None without a loss.
-        ignore_index: Class index that the loss ignores.
-        loss: Value of the loss as the user reduces it; None without a loss.
-        scale: The loss is ``scale * sum_n l_n``; None without a loss.
-        unused: Trainable parameters that do not influence the outputs.
+    Without a loss it knows the NTK alone; with random columns, or evaluated with kernel=False,
+    everything else. Attributes and questions are those of `Result`.
     """
 
+    whole_spectrum = True
+
     def __init__(
-        self,
-        recording: Recording,
-        layout: SampleLayout,
-        loss: SampleLoss | None,
-        root: Tensor | None,
-        gradient: Tensor | None,
-        directions: int,
-        blocks: dict[str, Block],
-        kernels: Kernels,
-        unused: Sequence[str],
-        basis: Tensor | None,
-        whole: Whole | None = None,
+        self, facts: Facts, grams: Grams, rows: RowSums, weights: Weights | None, plan: Plan
     ) -> None:
         """Keep the kernels; use `evaluate` to make one."""
-        self._whole = whole  # all ranks' samples; what was recorded are this rank's
-        self._live_outputs = recording.outputs
-        self._root = root
-        self._gradient = gradient  # [N, D] of the samples' losses in the outputs
-        self._directions = directions  # of each sample, those that the loss does not see included
-        self._plan = kernels.plan
-        shared = basis is not None or all(block.kernel is not None for block in blocks.values())
-        factors = kernels.factors if shared else None
-        self._rows = RowSums(recording, layout, factors, basis, whole)
-        self.groups = {name: block.names for name, block in blocks.items()}
-        self.num_samples = layout.num_samples
-        self.outputs = layout.flatten(recording.outputs.detach())
-        self.targets = None if recording.loss is None else recording.loss.target
-        self.loss = recording.value
-        self.scale = None if loss is None else loss.scale
-        self.ignore_index = -100
-        if recording.loss is not None:
-            self.ignore_index = int(recording.loss.options.get("ignore_index", -100))
-        self.unused = list(unused)
-        self._targets_layout = layout
-        if whole is not None:
-            self._targets_layout, self.num_samples = whole.layout, whole.num_samples
-            self.outputs = whole.outputs
-            self.targets = None if whole.call is None else whole.call.target
-            if loss is not None and recording.value is not None:
-                self.loss = (loss.scale * loss.value().sum()).to(recording.value.dtype)
-        dtype = recording.outputs.dtype
-        self._grams = Grams(blocks, self.num_samples, self.scale, dtype, whole)
+        super().__init__(facts)
+        self._grams, self._rows, self._plan = grams, rows, plan
+        self._weights = weights
+
+    def refusal(self, question: Question) -> str | None:
+        """Why a question is not answered, and what to do; None if it is."""
+        if question != "ntk":
+            no_loss = "The problem has no loss, so only the NTK is known. Give a loss."
+            return no_loss if self._weights is None else None
+        if self._weights is None or all(
+            self._grams.block(g).kernel is not None for g in self.groups
+        ):
+            return None
+        if self._weights.own_columns:
+            return (
+                "This evaluation has no NTK: Monte-Carlo columns were backpropagated in place of "
+                "the outputs. Evaluate with columns='exact' and kernel=True."
+            )
+        return (
+            "This evaluation has no NTK: only the directions of the outputs that the loss sees "
+            "were backpropagated. Evaluate with kernel=True."
+        )
 
     @property
     def num_directions(self) -> int:
         """The largest number of directions that can be asked for: samples times columns."""
-        if self._root is None:
-            raise OptionError(NO_LOSS)
-        return self.num_samples * self._directions
-
-    def sample_targets(self) -> Tensor | None:
-        """The targets with one row per sample, [N, ...]; None if they are not a tensor of rows."""
-        targets = self.targets
-        if not isinstance(targets, Tensor) or targets.ndim == 0:
-            return None
-        by_sample = targets.shape[0] == self.num_samples
-        return targets if by_sample else self._targets_layout.split(targets)
+        return self.num_samples * self._known("directions").directions
 
     def rank(self, group: str = "all") -> int:
-        """Number of eigenvalues of the GGN above rounding."""
+        """Number of eigenvalues above rounding."""
         values = self.eigenvalues(group)
-        return int((values > numerical_floor(values, self._live_outputs.dtype)).sum())
+        return int((values > numerical_floor(values, self.outputs.dtype)).sum())
+
+    def trace(self, group: str = "all") -> TraceEstimate:
+        """Sum of all eigenvalues, exact."""
+        self._known("trace")
+        return TraceEstimate(self._grams.trace(group), 0.0, 0)
 
     def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
-        """Empirical neural tangent kernel of the batch.
-
-        Args:
-            group: Parameter group.
-            mode: ``full``: [N, N, D, D]; ``trace``: [N, N], summed over outputs; ``diagonal``:
-                [N, N, D].
-
-        Returns:
-            The kernel in the layout of `mode`.
-
-        Raises:
-            OptionError: Unknown mode or group, or Monte-Carlo columns.
-        """
-        kernel = self._grams.kernel(group)
+        """Empirical neural tangent kernel of the batch; see `Result.ntk`."""
+        kernel = self._grams.block(group).kernel
+        if kernel is None:
+            raise self._refused("ntk")
         if mode == "full":
             return kernel.permute(0, 2, 1, 3)
         if mode == "trace":
@@ -126,29 +88,18 @@ class Evaluation:
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
 
     def eigenvalues(
-        self,
-        group: str = "all",
-        samples: Sequence[int] | None = None,
-        k: int | None = None,
+        self, group: str = "all", samples: Sequence[int] | None = None, k: int | None = None
     ) -> Tensor:
-        """Eigenvalues of the GGN that can differ from zero.
+        """Eigenvalues that can differ from zero: N*M, ascending; see `Result.eigenvalues`.
 
-        Args:
-            group: Parameter group.
-            samples: Restrict the GGN to these samples of the batch.
-            k: Only the k largest, which take less time in a large Gram matrix; None for all.
-
-        Returns:
-            [N*M] or [K] ascending, M = D for exact columns.
-
-        Raises:
-            OptionError: k is out of range.
+        The k largest alone take less time in a large Gram matrix.
         """
+        weights = self._known("eigenvalues")
         if k is not None:
             return self._grams.eigenpairs(group, k, samples)[0]
         values = self._grams.eigenvalues(group, samples)
         seen = self._grams.columns(group)
-        missing = values.numel() // seen * (self._directions - seen)
+        missing = values.numel() // seen * (weights.directions - seen)
         return torch.cat([values.new_zeros(missing), values])  # what the loss does not see
 
     def directions(
@@ -159,21 +110,9 @@ class Evaluation:
         grad_samples: Sequence[int] | None = None,
         ggn_samples: Sequence[int] | None = None,
     ) -> Directions:
-        """Slopes and curvatures of every sample along the k leading eigenvectors.
-
-        Args:
-            group: Parameter group.
-            k: Number of directions; None for all N*M.
-            grad_samples: Samples whose slopes are wanted; None for all.
-            ggn_samples: Samples of which the GGN is made; None for all.
-
-        Returns:
-            The directions, ascending in their eigenvalues.
-
-        Raises:
-            OptionError: k is out of range.
-        """
-        weighted, gradient_scale = self._grams.weighted(group)
+        """Slopes and curvatures of every sample; see `Result.directions`. Costs nothing more."""
+        weights = self._known("directions")
+        weighted = self._grams.weighted(group)
         ggn, grad = self._grams.indices(ggn_samples), self._grams.indices(grad_samples)
         available = len(ggn) * (weighted.shape[1] - 1)
         beyond = 0  # directions that the loss does not see
@@ -193,35 +132,29 @@ class Evaluation:
             cross,
             len(ggn),
             scale,
-            self._grams.subset_scale(len(grad)) if grad_samples is not None else gradient_scale,
-            self._live_outputs.dtype,
+            weights.scale if grad_samples is None else self._grams.subset_scale(len(grad)),
+            self.outputs.dtype,
         )
         return found.with_undetermined(beyond)
 
     def eigenvectors(
         self, group: str = "all", k: int | None = None, samples: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """The k leading eigenvectors of the GGN in parameter space.
+        """The k leading eigenvectors in parameter space; see `Result.eigenvectors`.
 
-        Args:
-            group: Parameter group.
-            k: Number of eigenvectors; None for all N*M.
-            samples: Restrict the GGN to these samples of the batch.
-
-        Returns:
-            Parameter name -> [K, *shape], ascending in their eigenvalues; each has norm 1 over
-            the group. Costs one backward pass for each eigenvector.
+        Costs one backward pass for each. None for k gives all N*M.
 
         Raises:
             OptionError: k is out of range, or includes directions whose eigenvalue vanishes.
         """
+        weights = self._known("eigenvectors")
         values, vectors = self._grams.eigenpairs(group, k, samples)
         if bool((values <= 0).any()):
             raise OptionError(
                 f"{int((values <= 0).sum())} of the {values.numel()} eigenvalues vanish, so their "
                 "eigenvectors are not determined by this batch. Ask for fewer."
             )
-        coefficients = self._output_coefficients(values, vectors, samples)
+        coefficients = self._output_coefficients(weights.root, values, vectors, samples)
         found = self._row_sums(group, coefficients)
         norms = [
             torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1) for part in found.values()
@@ -233,25 +166,13 @@ class Evaluation:
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:
         """Squared norm of the loss's gradient with respect to the group, scalar."""
-        weighted, scale = self._grams.weighted(group)
-        return weighted[:, -1, :, -1].sum() * scale**2
+        weights = self._known("gradient_norm_squared")
+        return self._grams.weighted(group)[:, -1, :, -1].sum() * weights.scale**2
 
     def gradient(self, group: str = "all") -> dict[str, Tensor]:
-        """Gradient of the loss with respect to the group, as this evaluation saw it.
-
-        Args:
-            group: Parameter group.
-
-        Returns:
-            Parameter name -> gradient [*shape]. Costs one backward pass.
-
-        Raises:
-            OptionError: Unknown group, or the problem has no loss.
-        """
-        self._grams.block(group)
-        if self._gradient is None or self.scale is None:
-            raise OptionError(NO_LOSS)
-        found = self._row_sums(group, (self._gradient * self.scale).unsqueeze(2))
+        """Gradient of the loss as this evaluation saw it; see `Result.gradient`."""
+        weights = self._known("gradient")
+        found = self._row_sums(group, (weights.gradient * weights.scale).unsqueeze(2))
         return {name: part[0] for name, part in found.items()}
 
     def gradient_norms(self, group: str = "all") -> Tensor:
@@ -260,13 +181,13 @@ class Evaluation:
         Their squares are the diagonal of the gradients' Gram matrix, which the kernel gives for
         nothing.
         """
-        weighted, _ = self._grams.weighted(group)
-        return weighted[:, -1, :, -1].diagonal().clamp(min=0.0).sqrt()
+        self._known("gradient_norms")
+        return self._grams.weighted(group)[:, -1, :, -1].diagonal().clamp(min=0.0).sqrt()
 
     def gradient_variance(self, group: str = "all") -> Tensor:
         """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
-        weighted, _ = self._grams.weighted(group)
-        gram = weighted[:, -1, :, -1]
+        self._known("gradient_variance")
+        gram = self._grams.weighted(group)[:, -1, :, -1]
         return (gram.diagonal().mean() - gram.mean()).clamp(min=0.0)
 
     def newton_step(
@@ -278,26 +199,17 @@ class Evaluation:
         grad_samples: Sequence[int] | None = None,
         ggn_samples: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """Damped Newton step in the span of the k leading eigenvectors.
-
-        Args:
-            group: Parameter group.
-            k: Number of directions; None for all that the batch determines.
-            damping: A number, [K] numbers, or a function of (eigenvalues, gammas, lambdas).
-            grad_samples: Samples of which the gradient is taken; None for all.
-            ggn_samples: Samples of which the GGN is made; None for all.
-
-        Returns:
-            Parameter name -> step [*shape]: sum over k of -slope_k / (curvature_k + damping_k)
-            e_k.
-        """
+        """Damped Newton step; see `Result.newton_step`. None for k gives all determined ones."""
+        weights = self._known("newton_step")
         if k is not None and k <= self.num_directions:  # no step where the loss sees nothing
-            k = min(k, len(self._grams.indices(ggn_samples)) * (self._grams.columns(group)))
+            k = min(k, len(self._grams.indices(ggn_samples)) * self._grams.columns(group))
         found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         steps = found.newton_coefficients(damping)
         values, vectors = self._grams.eigenpairs(group, k, ggn_samples)
         known = steps != 0
-        coefficients = self._output_coefficients(values[known], vectors[:, known], ggn_samples)
+        coefficients = self._output_coefficients(
+            weights.root, values[known], vectors[:, known], ggn_samples
+        )
         total = (coefficients @ steps[known].to(coefficients.dtype)).unsqueeze(2)
         return {name: part[0] for name, part in self._row_sums(group, total).items()}
 
@@ -306,12 +218,11 @@ class Evaluation:
         return self._plan.table()
 
     def _output_coefficients(
-        self, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
+        self, root: Tensor, values: Tensor, vectors: Tensor, samples: Sequence[int] | None
     ) -> Tensor:
         """Weights [N, D, K] of the Jacobian rows whose sums are the eigenvectors."""
-        assert self._root is not None
         kept = self._grams.indices(samples)
-        root = self._root[kept]
+        root = root[kept]
         scale = self._grams.subset_scale(len(kept))
         parts = vectors.reshape(len(kept), -1, values.numel())
         some = torch.bmm(root, parts) * (scale / values).sqrt()
@@ -320,6 +231,12 @@ class Evaluation:
         whole = some.new_zeros(self.num_samples, *some.shape[1:])
         whole.index_add_(0, torch.tensor(kept, device=whole.device), some)
         return whole
+
+    def _known(self, question: Question) -> Weights:
+        """What the loss makes of the Jacobian; raises the refusal where there is none."""
+        if self._weights is None:
+            raise self._refused(question)
+        return self._weights
 
     def _row_sums(self, group: str, weights: Tensor) -> dict[str, Tensor]:
         """Sums of a group's Jacobian rows with weights [N, D, K]: name -> [K, *shape]."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.exact import Evaluation
-from lightning_vivit.evaluation.solved import Block
-from lightning_vivit.kernel.compute import Kernels
+from lightning_vivit.evaluation.interface import Facts, Question, Result
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
-from lightning_vivit.problem.problem import Recording
-from lightning_vivit.samples.layout import SampleLayout
+from lightning_vivit.kernel.plan import Plan
+from lightning_vivit.problem.groups import require_group
 
 
-class OutputEvaluation(Evaluation):
-    """An `Evaluation` that knows its kernel in one mode, and no spectrum of the GGN.
+class KernelEvaluation(Result):
+    """The NTK of one problem in one mode; nothing of the loss but its value and its targets.
 
     Attributes:
         wanted: Mode and outputs.
@@ -24,41 +22,43 @@ class OutputEvaluation(Evaluation):
 
     def __init__(
         self,
-        recording: Recording,
-        layout: SampleLayout,
-        groups: Mapping[str, list[str]],
-        kernels: Kernels,
-        unused: Sequence[str],
+        facts: Facts,
         wanted: OutputKernel,
         found: Mapping[str, Tensor | KernelEstimate],
+        plan: Plan,
     ) -> None:
         """Keep the kernels; use `evaluate_outputs` to make one."""
-        blocks = {group: Block(names, None, None) for group, names in groups.items()}
-        super().__init__(recording, layout, None, None, None, 0, blocks, kernels, unused, None)
+        super().__init__(facts)
         self.wanted = wanted
-        self._found = dict(found)
+        self._found, self._plan = dict(found), plan
+
+    def refusal(self, question: Question) -> str | None:
+        """Why a question is not answered, and what to do; None if it is."""
+        if question == "ntk":
+            return None
+        return (
+            f"Only the NTK was evaluated, in mode {self.wanted.mode!r}, and no curvature or "
+            "gradient of a loss. Evaluate the problem with evaluate(problem)."
+        )
 
     def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
-        """The kernel of a group.
-
-        Args:
-            group: Parameter group.
-            mode: That of `wanted`.
-
-        Returns:
-            The kernel in the layout of the mode; the estimate's mean for mode ``projected``.
+        """The kernel of a group in the layout of its mode; the estimate's mean for ``projected``.
 
         Raises:
-            OptionError: Unknown group or another mode.
+            OptionError: Unknown group, or another mode than that of `wanted`.
         """
         if mode != self.wanted.mode:
             raise OptionError(f"This evaluation has the mode {self.wanted.mode!r}, got {mode!r}.")
-        self._grams.block(group)
+        require_group(group, self.groups)
         found = self._found[group]
         return found.kernel if isinstance(found, KernelEstimate) else found
 
-    def standard_error(self, group: str = "all") -> Tensor | None:
+    def ntk_standard_error(self, group: str = "all") -> Tensor | None:
         """Standard error of the kernel's entries, [N, N]; None if they are exact."""
-        self._grams.block(group)
+        require_group(group, self.groups)
         found = self._found[group]
         return found.standard_error if isinstance(found, KernelEstimate) else None
+
+    def explain(self) -> str:
+        """What each layer cost: a table of order of contraction, time, memory and share."""
+        return self._plan.table()

@@ -8,7 +8,6 @@ a thousand classes, language models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,24 +18,20 @@ from lightning_vivit.eigen.start import Start
 from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.directions import Damping, Directions
+from lightning_vivit.evaluation.interface import Facts, Question, Result
 from lightning_vivit.matrices import Matrix, find_matrix
 from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.matrixfree.search import Search
+from lightning_vivit.problem.groups import require_group
 from lightning_vivit.problem.problem import Problem
 
 
-class MatrixFreeEvaluation:
+class MatrixFreeEvaluation(Result):
     """The k leading eigenpairs of one problem, and what follows from them.
 
+    Attributes and questions are those of `Result`; targets are at hand if there is one microbatch.
+
     Attributes:
-        groups: Group name -> parameter names.
-        num_samples: N.
-        outputs: [N, D], detached.
-        targets: The loss call's target as given; None if there are several microbatches.
-        ignore_index: Class index that the loss ignores.
-        loss: Value of the loss as the user reduces it.
-        scale: The loss is ``scale * sum_n l_n``.
-        unused: Trainable parameters that do not influence the outputs.
         matrix: Whose eigenpairs.
     """
 
@@ -101,12 +96,31 @@ class MatrixFreeEvaluation:
         self._k, self._trace_samples = k, trace_samples
         self._traces: dict[str, TraceEstimate] = {}
         self._gradients: dict[str, Tensor] = {}
-        self.groups = {group: list(own) for group, own in groups.items()}
-        self.num_samples = self._products.num_samples
         batches = self._products.batches
-        self.outputs, self.loss, self.scale = batches.outputs, batches.value, batches.scale
-        self.targets, self.ignore_index = batches.targets, batches.ignore_index
-        self.unused = self._products.unused()
+        self._scale = batches.scale
+        facts = Facts(
+            groups=groups,
+            num_samples=self._products.num_samples,
+            outputs=batches.outputs,
+            targets=batches.targets,
+            ignore_index=batches.ignore_index,
+            loss=batches.value,
+            scale=batches.scale,
+            unused=self._products.unused(),
+            layout=batches.layout,
+        )
+        super().__init__(facts)
+
+    def refusal(self, question: Question) -> str | None:
+        """Why a question is not answered, and what to do; None if it is."""
+        if question in ("directions", "newton_step") and not self.matrix.has_directions:
+            return self.matrix.no_directions
+        if question == "ntk":
+            return (
+                "A matrix-free evaluation has no NTK. Evaluate with kernel=True or method='gram', "
+                "and with fewer samples or outputs if that does not fit into memory."
+            )
+        return None
 
     @property
     def num_directions(self) -> int:
@@ -178,26 +192,15 @@ class MatrixFreeEvaluation:
         grad_samples: Sequence[int] | None = None,
         ggn_samples: Sequence[int] | None = None,
     ) -> Directions:
-        """Slopes and curvatures of every sample along the k leading eigenvectors.
+        """Slopes and curvatures of all samples; see `Result.directions`.
 
-        Args:
-            group: Parameter group.
-            k: Number of directions; None for the number given at the start.
-            grad_samples: Not supported here.
-            ggn_samples: Not supported here.
-
-        Returns:
-            The directions, ascending. Costs k Jacobian-vector products; nothing where the search
-            went among vectors over samples and outputs, which has them already.
-
-        Raises:
-            OptionError: k is out of range, a subset of the samples, or a matrix along whose
-                eigenvectors samples have no curvature.
+        Costs k Jacobian-vector products; nothing where the search went among vectors over samples
+        and outputs, which has them already.
         """
         _refuse_subset(grad_samples)
         _refuse_subset(ggn_samples)
-        if not self.matrix.has_directions:
-            raise OptionError(self.matrix.no_directions)
+        if not self.knows("directions"):
+            raise self._refused("directions")
         pairs = self.eigenpairs(group, k)
         count = min(self._k if k is None else k, pairs.values.numel())
         values = pairs.values[-count:]
@@ -208,22 +211,19 @@ class MatrixFreeEvaluation:
             slopes, curvatures = self._products.derivatives(search.space, pairs.vectors[-count:])
         known = values > numerical_floor(values, self._products.dtype)
         gammas = torch.where(known, slopes, torch.nan)
-        return Directions(values, gammas, curvatures, self.scale, self.scale)
+        return Directions(values, gammas, curvatures, self._scale, self._scale)
 
     def newton_step(
-        self, group: str = "all", k: int | None = None, damping: Damping = 0.0
+        self,
+        group: str = "all",
+        k: int | None = None,
+        damping: Damping = 0.0,
+        *,
+        grad_samples: Sequence[int] | None = None,
+        ggn_samples: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """Damped Newton step in the span of the k leading eigenvectors.
-
-        Args:
-            group: Parameter group.
-            k: Number of directions; None for the number given at the start.
-            damping: As in `Directions.newton_coefficients`.
-
-        Returns:
-            Parameter name -> step [*shape].
-        """
-        found = self.directions(group, k)
+        """Damped Newton step of all samples; see `Result.newton_step`."""
+        found = self.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         coefficients = found.newton_coefficients(damping).to(self._products.dtype)
         vectors = self.eigenpairs(group, k).vectors[-coefficients.numel() :]
         step = self._search(group).space.split((coefficients @ vectors).unsqueeze(0))
@@ -257,29 +257,8 @@ class MatrixFreeEvaluation:
 
     def gradient_variance(self, group: str = "all") -> Tensor:
         """Total variance of the per-sample gradients: mean of |g_n - mean g|^2, scalar."""
-        mean = self.gradient_norm_squared(group) / (self.scale * self.num_samples) ** 2
+        mean = self.gradient_norm_squared(group) / (self._scale * self.num_samples) ** 2
         return (self.gradient_norms(group).square().mean() - mean).clamp(min=0.0)
-
-    def ntk(self, group: str = "all", mode: str = "full") -> Tensor:
-        """Refuse: there is no kernel.
-
-        Raises:
-            OptionError: Always.
-        """
-        raise OptionError(
-            "A matrix-free evaluation has no NTK. Evaluate with kernel=True or method='gram', and "
-            "with fewer samples or outputs if that does not fit into memory."
-        )
-
-    def sample_targets(self) -> Tensor | None:
-        """The targets with one row per sample; None if they are not a tensor of rows."""
-        targets: Any = self.targets
-        if not isinstance(targets, Tensor) or targets.ndim == 0:
-            return None
-        rows, count = targets.shape[0], self.num_samples
-        if rows == count:
-            return targets
-        return self._products.batches.layout.split(targets) if rows % count == 0 else None
 
     def warm_start(self) -> dict[str, Start]:
         """What the evaluation of the next monitored step can start from."""
@@ -302,11 +281,7 @@ class MatrixFreeEvaluation:
         return "\n".join(lines)
 
     def _search(self, group: str) -> Search:
-        if group not in self._searches:
-            raise OptionError(
-                f"Unknown parameter group {group!r}. This evaluation has: "
-                f"{', '.join(self._searches)}."
-            )
+        require_group(group, self._searches)
         return self._searches[group]
 
 

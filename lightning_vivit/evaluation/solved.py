@@ -12,10 +12,9 @@ from torch import Tensor
 from lightning_vivit.eigen.dense import gram_eigenpairs, gram_eigenvalues
 from lightning_vivit.errors import OptionError
 from lightning_vivit.parallel import Whole
+from lightning_vivit.problem.groups import require_group
 
 _T = TypeVar("_T")
-
-NO_LOSS = "The problem has no loss, so only the NTK is known. Give a loss."
 
 
 @dataclass(frozen=True)
@@ -55,35 +54,25 @@ class Grams:
         self._pairs: dict[tuple[str, tuple[int, ...] | None], tuple[Tensor, Tensor]] = {}
         self._values: dict[tuple[str, tuple[int, ...] | None], Tensor] = {}
 
+    @property
+    def have_kernels(self) -> bool:
+        """Whether the NTKs are known."""
+        return all(block.kernel is not None for block in self._blocks.values())
+
     def block(self, group: str) -> Block:
         """The kernels of a group; raises `OptionError` where there is no such group."""
-        if group not in self._blocks:
-            raise OptionError(
-                f"Unknown parameter group {group!r}. This evaluation has: "
-                f"{', '.join(self._blocks)}."
-            )
+        require_group(group, self._blocks)
         return self._blocks[group]
 
-    def kernel(self, group: str) -> Tensor:
-        """The NTK of a group, [N, D, N, D]; raises `OptionError` where there is none."""
-        kernel = self.block(group).kernel
-        if kernel is None:
-            raise OptionError(
-                "This evaluation has no NTK: it has Monte-Carlo columns, or only those that the "
-                "loss sees. Evaluate with columns='exact' and kernel=True."
-            )
-        return kernel
-
-    def weighted(self, group: str) -> tuple[Tensor, float]:
-        """Inner products of the columns of V and of the gradients, and the scale of the loss."""
+    def weighted(self, group: str) -> Tensor:
+        """Inner products of the columns of V and, last, of the gradients, [N, M+1, N, M+1]."""
         weighted = self.block(group).weighted
-        if weighted is None or self.scale is None:
-            raise OptionError(NO_LOSS)
-        return weighted, self.scale
+        assert weighted is not None  # there is a loss
+        return weighted
 
     def columns(self, group: str) -> int:
         """Columns of V for each sample, M."""
-        return self.weighted(group)[0].shape[1] - 1
+        return self.weighted(group).shape[1] - 1
 
     def indices(self, samples: Sequence[int] | None) -> list[int]:
         """The samples that are meant; raises `OptionError` where there is no such sample."""
@@ -101,6 +90,11 @@ class Grams:
         """Scale of a loss over a subset: a mean stays a mean, a sum stays an estimate of it."""
         assert self.scale is not None
         return self.scale * self.num_samples / count
+
+    def trace(self, group: str) -> float:
+        """Sum of all eigenvalues."""
+        gram, scale = self._gram(group, None)
+        return scale * float(torch.einsum("ncnc->nc", gram).sum(dtype=torch.float64))
 
     def eigenvalues(self, group: str, samples: Sequence[int] | None = None) -> Tensor:
         """All eigenvalues of a group's Gram matrix, ascending."""
@@ -126,7 +120,7 @@ class Grams:
 
     def _gram(self, group: str, samples: Sequence[int] | None) -> tuple[Tensor, float]:
         """V^T V over the scale, [N, M, N, M], and the scale."""
-        weighted, _ = self.weighted(group)
+        weighted = self.weighted(group)
         kept = self.indices(samples)
         if samples is not None:
             weighted = weighted[kept][:, :, kept]

@@ -75,6 +75,14 @@ def _named_groups(kind: str, parameters: Mapping[str, nn.Parameter]) -> dict[str
     raise OptionError(f"Unknown parameter group {kind!r}. {_SUPPORTED}")
 
 
+def require_group(group: str, known: Iterable[str]) -> None:
+    """Raise an OptionError unless a group is one of those that were evaluated."""
+    if group not in known:
+        raise OptionError(
+            f"Unknown parameter group {group!r}. This evaluation has: {', '.join(known)}."
+        )
+
+
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
     """Module name -> names of its own parameters; those of the model itself are in ``root``."""
     layers: dict[str, list[str]] = {}
