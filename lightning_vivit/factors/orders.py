@@ -245,7 +245,8 @@ def symmetric_product(rows: Tensor) -> Tensor:
         rows: [R, P].
 
     Returns:
-        [R, R].
+        [R, R], symmetric up to rounding: entries (i, j) and (j, i) of one matrix product are summed
+        in one order on some processors and in two on others.
     """
     size, width = rows.shape
     if size < _SPLIT or width < _SPLIT:

@@ -62,7 +62,6 @@ def test_symmetric_products_of_any_size(size: int) -> None:
     rows = torch.randn(size, 193, dtype=torch.float64)
     found = symmetric_product(rows)
     torch.testing.assert_close(found, torch.einsum("ik,jk->ij", rows, rows))
-    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("order", ORDERS)
