@@ -25,26 +25,26 @@ from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import (
     Chart,
-    Draw,
     Findings,
-    Panel,
-    Report,
+    LogEntry,
+    charts,
     lay_out,
     publish,
     set_callback_metrics,
     x_axis_step,
 )
-from lightning_vivit.loggers.dashboard import COST, charts
 from lightning_vivit.matrices import find_matrix
 from lightning_vivit.parallel import Ranks, Replica
 from lightning_vivit.problem.isolation.rng import isolated_rng
 from lightning_vivit.samples.batch import tensors_in
+from lightning_vivit.statistics import SECTIONS, Draw, measure
+from lightning_vivit.statistics.cost import Cost
 
 References: TypeAlias = "Mapping[str, Mapping[str, Tensor]]"  # group -> name -> tensor
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GROUPINGS = ("all", "layer", "parameter")
-COST_KEYS = ("cost/seconds", "cost/overhead")  # of a monitored step; share of wall-clock
+COST = SECTIONS["cost"]
 FIGURE_GROUPS = 4  # with more parameter groups, only figures over all of them
 MAX_STATE_BYTES = 64 * 2**20  # larger tensors stay out of checkpoints
 
@@ -106,7 +106,6 @@ class Monitor(Callback):
     """
 
     section: str  # first part of every key
-    panels: tuple[Panel, ...] = ()  # its charts on TensorBoard's custom scalars page
     mc_samples = 0  # 0: exact columns
     output_kernel: OutputKernel | None = None  # all that `measure` asks for
     needs_kernel = False  # whether `measure` asks for the NTK
@@ -204,8 +203,12 @@ class Monitor(Callback):
 
     def charts(self) -> list[Chart]:
         """The charts that show this monitor's keys."""
-        grouped = self.param_groups != "all" and len(self.param_groups) != 1
-        return charts((*self.panels, *COST), self.section, self.prefix, grouped)
+        return charts(COST, COST.statistics)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there may be several parameter groups."""
+        return self.param_groups != "all" and len(self.param_groups) != 1
 
     def references(self) -> References:
         """Tensors that later steps are compared with, for checkpoints."""
@@ -362,8 +365,10 @@ class Monitor(Callback):
         try:
             cost = self._session.pacer.end_step()
             if cost is not None and not self._stopped:
-                scalars = dict(zip(COST_KEYS, cost, strict=True))
-                publish(trainer, Report(x_axis_step(trainer), self._session.ranks.first(scalars)))
+                entry = LogEntry(x_axis_step(trainer))
+                entry.add(COST.name, measure(COST.statistics, Cost(*cost)))
+                entry.scalars = self._session.ranks.first(entry.scalars)
+                publish(trainer, entry)
                 self._session.ranks.exchange()
         except Exception as error:
             self._fail(self._session.ranks.spread(error))
@@ -399,12 +404,12 @@ class Monitor(Callback):
             )
             self._session.warn_of_unused(evaluation)
             self.prepare(trainer, module, evaluation)
-            report = self._report(evaluation)
-            report.scalars = self._session.ranks.first(report.scalars)
+            entry = self._entry(evaluation)
+            entry.scalars = self._session.ranks.first(entry.scalars)
             self._measured = True
-            self._values = report.scalars
-            publish(trainer, report)
-            self._raw.take(trainer, report, type(self).__name__, self.options())
+            self._values = entry.scalars
+            publish(trainer, entry)
+            self._raw.take(trainer, entry, type(self).__name__, self.options())
             self._session.ranks.exchange()
 
     def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
@@ -434,20 +439,20 @@ class Monitor(Callback):
         replay = None if self.replay_dtype is None else DTYPES[self.replay_dtype]
         return MonitorRequest(self.source, wanted, self.problem, replay, self.parameter_vectors)
 
-    def _report(self, evaluation: Result) -> Report:
-        report = Report(self._step, monitor=f"{self.prefix}{self.section}")
+    def _entry(self, evaluation: Result) -> LogEntry:
+        entry = LogEntry(self._step, monitor=f"{self.prefix}{self.section}")
         drawn = self.figures and self._looks % self.figures_every == 0
         self._looks += 1
         for group in evaluation.groups:
             path = self.section if len(evaluation.groups) == 1 else f"{self.section}/{group}"
-            for key in report.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
+            for key in entry.add(f"{self.prefix}{path}", self.measure(evaluation, group)):
                 self._claim(key)
         if not drawn or len(evaluation.groups) > FIGURE_GROUPS:
-            report.figures.clear()
+            entry.figures.clear()
         if drawn:
             place = f"{self.prefix}{self.section}"
-            report.figures.update({f"{place}/{n}": draw for n, draw in self.overview().items()})
-        return report
+            entry.figures.update({f"{place}/{n}": draw for n, draw in self.overview().items()})
+        return entry
 
     def _claim(self, key: str) -> None:
         other = self._session.claim(key, self)

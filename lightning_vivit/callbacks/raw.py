@@ -7,7 +7,7 @@ Files of the option `dump`, one for each monitored step:
 The directory of the run is the first logger's `log_dir`; for a logger without one
 save_dir/name/version, as ModelCheckpoint has it; without a logger the Trainer's
 `default_root_dir`. `<monitor>` is prefix and section, with ``_`` for what a folder cannot be
-called. Names inside are the keys of the report: scalars as float64 arrays without dimensions, raw
+called. Names inside are the keys of the entry: scalars as float64 arrays without dimensions, raw
 arrays as they are. The metadata (in .npz a JSON text under ``__metadata__``, in .safetensors the
 file's own metadata, each value a JSON text) are ``monitor``, ``kind`` (the class), ``step``,
 ``epoch``, ``version`` (of this package) and ``options``.
@@ -29,8 +29,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ViViTError
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.files import npz, run_directory, step_file, write_file
-from lightning_vivit.loggers.findings import Report
 from lightning_vivit.version import __version__
 
 FOLDER = "raw"
@@ -107,12 +107,14 @@ class RawResults:
         self._kept.clear()
         self._warned = False
 
-    def take(self, trainer: Trainer, report: Report, kind: str, options: Mapping[str, Any]) -> None:
-        """Keep a report, hand it to `on_result`, write its file.
+    def take(
+        self, trainer: Trainer, entry: LogEntry, kind: str, options: Mapping[str, Any]
+    ) -> None:
+        """Keep an entry, hand it to `on_result`, write its file.
 
         Args:
             trainer: The Trainer that runs.
-            report: What the monitor found.
+            entry: What the monitor found.
             kind: Class name of the monitor.
             options: Its options, for the file's metadata.
 
@@ -121,9 +123,9 @@ class RawResults:
         """
         if not self._kept.maxlen and self.on_result is None and self.dump is None:
             return
-        arrays = {key: _detached(value) for key, value in report.arrays.items()}
+        arrays = {key: _detached(value) for key, value in entry.arrays.items()}
         epoch = trainer.current_epoch
-        result = MonitorResult(report.monitor, report.step, epoch, dict(report.scalars), arrays)
+        result = MonitorResult(entry.monitor, entry.step, epoch, dict(entry.scalars), arrays)
         self._keep(result)
         if self.on_result is not None:
             try:
@@ -134,9 +136,9 @@ class RawResults:
                     f"on_result={name} raised {type(error).__name__}: {error}"
                 ) from error
         if self.dump is not None and trainer.is_global_zero:
-            metadata = {"monitor": report.monitor, "kind": kind, "step": report.step}
+            metadata = {"monitor": entry.monitor, "kind": kind, "step": entry.step}
             metadata |= {"epoch": epoch, "version": __version__, "options": dict(options)}
-            name = step_file(report.monitor, report.step, self.dump)
+            name = step_file(entry.monitor, entry.step, self.dump)
             path = os.path.join(run_directory(trainer), FOLDER, name)
             write_file(path, _file(self.dump, result, metadata))
 

@@ -1,7 +1,7 @@
 """Writing of monitored values to the loggers of a Trainer."""
 
-from lightning_vivit.loggers.dashboard import Chart, Panel
-from lightning_vivit.loggers.findings import Draw, Findings, Report
+from lightning_vivit.loggers.dashboard import Chart, charts
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.publish import (
     lay_out,
     publish,
@@ -10,14 +10,14 @@ from lightning_vivit.loggers.publish import (
     x_axis_step,
 )
 from lightning_vivit.loggers.writer import LogWriter
+from lightning_vivit.statistics import Findings
 
 __all__ = [
     "Chart",
-    "Draw",
     "Findings",
+    "LogEntry",
     "LogWriter",
-    "Panel",
-    "Report",
+    "charts",
     "lay_out",
     "publish",
     "set_callback_metrics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.loggers import CometLogger
 
-from lightning_vivit.loggers.findings import Report
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.pictures import finite, image
 from lightning_vivit.loggers.writer import LogWriter
 
@@ -15,17 +15,17 @@ class CometWriter(LogWriter):
     logger: CometLogger
     shows = ("histograms", "figures")
 
-    def write(self, report: Report) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Write scalars, the histograms that have finite values, and figures."""
         experiment = self.logger.experiment
-        for key, samples in report.histograms.items():
+        for key, samples in entry.histograms.items():
             values = finite(samples)
             if values.size:
                 name = self._with_prefix(key)
-                experiment.log_histogram_3d(values, name=name, step=report.step)
-        for key, draw in report.figures.items():
-            experiment.log_image(image(draw), name=self._with_prefix(key), step=report.step)
-        super().write(report)
+                experiment.log_histogram_3d(values, name=name, step=entry.step)
+        for key, draw in entry.figures.items():
+            experiment.log_image(image(draw), name=self._with_prefix(key), step=entry.step)
+        super().write(entry)
 
     def _with_prefix(self, name: str) -> str:
         prefix = self.logger._prefix

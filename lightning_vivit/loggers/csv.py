@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.files import folder_bytes, npz, step_file, write_file
-from lightning_vivit.loggers.findings import Report
 from lightning_vivit.loggers.writer import LogWriter
 
 FOLDER = "arrays"
@@ -20,7 +20,7 @@ MAX_FOLDER_BYTES = 64 * 2**20  # of one run
 class CSVWriter(LogWriter):
     """Adds ``arrays/<monitor>/step_<step>.npz`` beside metrics.csv.
 
-    A file holds the report's histograms (their samples) and raw arrays under their full keys, and
+    A file holds the entry's histograms (their samples) and raw arrays under their full keys, and
     under ``__metadata__`` a JSON text with the step, the names of the histograms and what was left
     out. Of one monitor and step at most 4 MiB are kept, smallest arrays first; once the folder has
     64 MiB nothing more is written to it. The monitors' option `dump` writes everything.
@@ -29,20 +29,20 @@ class CSVWriter(LogWriter):
     logger: CSVLogger
     shows = ("histograms",)
 
-    def write(self, report: Report) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Write scalars, and the arrays that fit."""
-        super().write(report)
-        if report.histograms or report.arrays:
-            self._write_arrays(report)
+        super().write(entry)
+        if entry.histograms or entry.arrays:
+            self._write_arrays(entry)
 
-    def _write_arrays(self, report: Report) -> None:
+    def _write_arrays(self, entry: LogEntry) -> None:
         folder = os.path.join(self.logger.log_dir, FOLDER)
         used = folder_bytes(folder)
         if used >= MAX_FOLDER_BYTES:
             return
         kept: dict[str, Tensor] = {}
         size = 0
-        both = {**report.arrays, **report.histograms}
+        both = {**entry.arrays, **entry.histograms}
         for key in sorted(both, key=lambda key: both[key].nbytes):
             size += both[key].nbytes
             if size <= MAX_FILE_BYTES:
@@ -50,12 +50,12 @@ class CSVWriter(LogWriter):
         content = npz(
             kept,
             {
-                "step": report.step,
-                "histograms": [key for key in report.histograms if key in kept],
+                "step": entry.step,
+                "histograms": [key for key in entry.histograms if key in kept],
                 "left_out": sorted(set(both) - set(kept)),
             },
         )
-        write_file(os.path.join(folder, step_file(report.monitor, report.step, "npz")), content)
+        write_file(os.path.join(folder, step_file(entry.monitor, entry.step, "npz")), content)
         if used + len(content) >= MAX_FOLDER_BYTES:
             rank_zero_info(
                 f"{folder} has reached its limit of {MAX_FOLDER_BYTES >> 20} MiB: later steps "

@@ -7,29 +7,11 @@ has are not known before its first monitored step. TensorBoard matches them from
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-CATEGORIES = ("Curvature", "Directions", "Kernel", "Gradients", "Cost")  # in this order on the page
-INDEX = "_i"  # ends a name that has one key for each index
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart as a monitor describes it, whatever its prefix and parameter groups are.
-
-    Attributes:
-        category: Section of the page.
-        title: Of the chart.
-        names: Last parts of the keys. An ending ``_i`` stands for all indices, ``/*`` for all
-            keys below.
-        section: First part of the keys; None for the monitor's own, with its parameter groups.
-    """
-
-    category: str
-    title: str
-    names: tuple[str, ...]
-    section: str | None = None
+from lightning_vivit.statistics import Section, Statistic
+from lightning_vivit.statistics.key import CATEGORIES
 
 
 @dataclass(frozen=True)
@@ -41,37 +23,30 @@ class Chart:
     patterns: tuple[str, ...]
 
 
-COST = (
-    Panel("Cost", "Seconds of a monitored step", ("seconds",), "cost"),
-    Panel("Cost", "Share of the run's time spent in the monitors", ("overhead",), "cost"),
-)
-
-
-def charts(panels: Iterable[Panel], section: str, prefix: str, grouped: bool) -> list[Chart]:
-    """The charts of one monitor.
+def charts(
+    section: Section, statistics: Iterable[Statistic], prefix: str = "", grouped: bool = False
+) -> list[Chart]:
+    """The charts of one monitor, those first that people should look at first.
 
     Args:
-        panels: What the monitor describes.
-        section: First part of its keys.
+        section: Of its keys.
+        statistics: Those of the section that it logs.
         prefix: Put before every key.
         grouped: Whether there are several parameter groups: then a chart shows all groups, and of
             names with an index the first.
 
     Returns:
-        One chart for each panel.
+        One chart for each title of the scalars.
     """
-    found = []
-    for panel in panels:
-        own = panel.section is None
-        start = re.escape(f"{prefix}{section}/" if own else f"{panel.section}/")
-        several = grouped and own
-        middle = "(?:.+/)?" if several else ""
-        patterns = tuple(f"{start}{middle}{_pattern(name, several)}$" for name in panel.names)
-        named = bool(prefix) and own  # what all monitors share has no prefix
-        category = f"{panel.category} ({prefix.strip('/')})" if named else panel.category
-        title = f"{panel.title}, by parameter group" if several else panel.title
-        found.append(Chart(category, title, patterns))
-    return found
+    start = re.escape(f"{prefix}{section.name}/") + ("(?:.+/)?" if grouped else "")
+    patterns: dict[tuple[str, str], list[str]] = {}
+    scalars = [statistic for statistic in statistics if statistic.kind == "scalar"]
+    for statistic in sorted(scalars, key=Statistic.rank):
+        category = f"{statistic.category} ({prefix.strip('/')})" if prefix else statistic.category
+        title = statistic.title(section.words) + (", by parameter group" if grouped else "")
+        pattern = f"{start}{statistic.pattern(first_only=grouped)}$"
+        patterns.setdefault((category, title), []).append(pattern)
+    return [Chart(*names, tuple(found)) for names, found in patterns.items()]
 
 
 def layout(charts: Iterable[Chart], start: str = "") -> dict[str, dict[str, list[str | list[str]]]]:
@@ -97,16 +72,7 @@ def layout(charts: Iterable[Chart], start: str = "") -> dict[str, dict[str, list
     }
 
 
-def _pattern(name: str, several: bool) -> str:
-    if name.endswith(INDEX):
-        return re.escape(name.removesuffix(INDEX)) + ("_1" if several else r"_\d+")
-    if name.endswith("/*"):
-        return re.escape(name.removesuffix("*")) + ".+"
-    return re.escape(name)
-
-
 def _rank(category: str) -> tuple[bool, str, int]:
     """Categories without a prefix first, then those of each prefix together."""
     name, _, prefix = category.partition(" (")
-    order: Sequence[str] = CATEGORIES
-    return bool(prefix), prefix, order.index(name)
+    return bool(prefix), prefix, CATEGORIES.index(name)

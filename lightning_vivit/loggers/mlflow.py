@@ -7,7 +7,7 @@ from itertools import islice
 
 from lightning.pytorch.loggers import MLFlowLogger
 
-from lightning_vivit.loggers.findings import Report
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.pictures import image
 from lightning_vivit.loggers.writer import LogWriter
 
@@ -23,14 +23,14 @@ class MLFlowWriter(LogWriter):
     logger: MLFlowLogger
     shows = ("figures",)
 
-    def write(self, report: Report) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Write scalars and figures."""
-        rest = iter(report.scalars.items())
+        rest = iter(entry.scalars.items())
         while part := dict(islice(rest, MAX_METRICS)):
-            self.logger.log_metrics(part, step=report.step)
-        for key, draw in report.figures.items():
+            self.logger.log_metrics(part, step=entry.step)
+        for key, draw in entry.figures.items():
             name = re.sub("[^a-zA-Z0-9_/. -]+", "", self._with_prefix(key))  # as Lightning does
             self.logger.experiment.log_image(
-                self.logger.run_id, image(draw), key=name, step=report.step
+                self.logger.run_id, image(draw), key=name, step=entry.step
             )
         self.logger.save()

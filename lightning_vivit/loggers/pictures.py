@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_vivit.figures.canvas import draw_pixels
-from lightning_vivit.loggers.findings import Draw
+from lightning_vivit.statistics import Draw
 
 
 def finite(values: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Bring a report to every logger of a Trainer and to its `callback_metrics`."""
+"""Bring an entry to every logger of a Trainer and to its `callback_metrics`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_vivit.loggers.comet import CometWriter
 from lightning_vivit.loggers.csv import CSVWriter
 from lightning_vivit.loggers.dashboard import Chart
-from lightning_vivit.loggers.findings import Report
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.mlflow import MLFlowWriter
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.loggers.wandb import WandbWriter
@@ -57,21 +57,21 @@ def writer_for(logger: Logger) -> LogWriter:
     return LogWriter(logger)
 
 
-def publish(trainer: Trainer, report: Report) -> None:
-    """Write a report to every logger, at its step whatever `log_every_n_steps` is.
+def publish(trainer: Trainer, entry: LogEntry) -> None:
+    """Write an entry to every logger, at its step whatever `log_every_n_steps` is.
 
     Args:
         trainer: The Trainer that runs.
-        report: The values of this step.
+        entry: The values of this step.
     """
     for logger in trainer.loggers:
         if trainer.is_global_zero:
             writer = writer_for(logger)
-            writer.write(report)
-            _tell_missing(trainer, logger, writer.missing(report))
+            writer.write(entry)
+            _tell_missing(trainer, logger, writer.missing(entry))
         else:  # for loggers that log on every rank
-            LogWriter(logger).write(report)
-    set_callback_metrics(trainer, report.scalars)
+            LogWriter(logger).write(entry)
+    set_callback_metrics(trainer, entry.scalars)
 
 
 def _tell_missing(trainer: Trainer, logger: Logger, missing: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_vivit.figures.canvas import draw_pixels
 from lightning_vivit.loggers.dashboard import Chart, layout
-from lightning_vivit.loggers.findings import Report
+from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.writer import LogWriter
 
 BINS = 50
@@ -28,7 +28,7 @@ _SUB_RUNS: WeakKeyDictionary[TensorBoardLogger, SummaryWriter] = WeakKeyDictiona
 
 
 class TensorBoardWriter(LogWriter):
-    """Adds a report's histograms, figures and limits to the scalars."""
+    """Adds an entry's histograms, figures and limits to the scalars."""
 
     logger: TensorBoardLogger
     shows = ("histograms", "figures")
@@ -40,41 +40,41 @@ class TensorBoardWriter(LogWriter):
         sub_run.add_custom_scalars(layout(charts, self._with_prefix("")))
         sub_run.flush()
 
-    def write(self, report: Report) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Write scalars, histograms of finite values, limits and figures."""
-        self._write_histograms(report)
-        self._write_limits(report)
-        super().write(report)
-        if report.figures:
-            self._write_figures(report)
+        self._write_histograms(entry)
+        self._write_limits(entry)
+        super().write(entry)
+        if entry.figures:
+            self._write_figures(entry)
             self.logger.save()
 
     @rank_zero_only
-    def _write_figures(self, report: Report) -> None:
-        for name, draw in report.figures.items():
+    def _write_figures(self, entry: LogEntry) -> None:
+        for name, draw in entry.figures.items():
             self.logger.experiment.add_image(
                 self._with_prefix(name),
                 draw_pixels(draw),
-                global_step=report.step,
+                global_step=entry.step,
                 dataformats="HWC",
             )
 
     @rank_zero_only
-    def _write_histograms(self, report: Report) -> None:
-        for name, values in report.histograms.items():
+    def _write_histograms(self, entry: LogEntry) -> None:
+        for name, values in entry.histograms.items():
             flat = values.detach().flatten().to("cpu", torch.float64)
             flat = flat[flat.isfinite()]
             if flat.numel() > 0:  # add_histogram raises on empty input and on NaN
                 self.logger.experiment.add_histogram(
-                    self._with_prefix(name), flat.numpy(), global_step=report.step, bins=BINS
+                    self._with_prefix(name), flat.numpy(), global_step=entry.step, bins=BINS
                 )
 
     @rank_zero_only
-    def _write_limits(self, report: Report) -> None:
-        if report.limits:
+    def _write_limits(self, entry: LogEntry) -> None:
+        if entry.limits:
             sub_run = self._sub_run()
-            for name, value in report.limits.items():
-                sub_run.add_scalar(self._with_prefix(name), value, report.step)
+            for name, value in entry.limits.items():
+                sub_run.add_scalar(self._with_prefix(name), value, entry.step)
             sub_run.flush()
 
     def _sub_run(self) -> SummaryWriter:

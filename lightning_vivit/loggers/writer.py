@@ -8,13 +8,13 @@ from typing import ClassVar
 from lightning.pytorch.loggers import Logger
 
 from lightning_vivit.loggers.dashboard import Chart
-from lightning_vivit.loggers.findings import Report
+from lightning_vivit.loggers.entry import LogEntry
 
-PICTURES = ("histograms", "figures")  # what a report has for loggers beside the scalars
+PICTURES = ("histograms", "figures")  # what an entry has for loggers beside the scalars
 
 
 class LogWriter:
-    """Writes a report's scalars to any logger of Lightning.
+    """Writes an entry's scalars to any logger of Lightning.
 
     Args:
         logger: A logger of the Trainer.
@@ -31,15 +31,15 @@ class LogWriter:
     def lay_out(self, charts: Sequence[Chart]) -> None:
         """Take the charts that show the monitors' keys; for loggers that have such a page."""
 
-    def write(self, report: Report) -> None:
-        """Write a report now: monitored steps are rare, and people watch the run."""
-        self.logger.log_metrics(report.scalars, step=report.step)
+    def write(self, entry: LogEntry) -> None:
+        """Write an entry now: monitored steps are rare, and people watch the run."""
+        self.logger.log_metrics(entry.scalars, step=entry.step)
         self.logger.save()
 
-    def missing(self, report: Report) -> tuple[str, ...]:
-        """What this logger does not show, if the report has something of it; else empty."""
+    def missing(self, entry: LogEntry) -> tuple[str, ...]:
+        """What this logger does not show, if the entry has something of it; else empty."""
         missing = tuple(kind for kind in PICTURES if kind not in self.shows)
-        return missing if any(getattr(report, kind) for kind in missing) else ()
+        return missing if any(getattr(entry, kind) for kind in missing) else ()
 
     def _with_prefix(self, name: str) -> str:
         prefix = getattr(self.logger, "_prefix", "")  # the logger's own option, for its scalars

@@ -24,7 +24,7 @@ from monitor_toys import (
 from torch import Tensor
 
 from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
-from lightning_vivit.loggers import LogWriter, Report, writer_for
+from lightning_vivit.loggers import LogEntry, LogWriter, writer_for
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 
 K = 3
@@ -255,7 +255,7 @@ def test_empty_and_non_finite_histograms_are_left_out(tmp_path: Path) -> None:
         "some": torch.tensor([1.0, math.nan, 3.0]),
         "same": torch.ones(4),
     }
-    writer_for(logger).write(Report(5, {"a": 1.0}, values))
+    writer_for(logger).write(LogEntry(5, {"a": 1.0}, values))
     found = events(tmp_path)
     assert set(found.Tags()["histograms"]) == {"some", "same"}
     assert found.Histograms("some")[0].histogram_value.num == 2

@@ -17,7 +17,7 @@ import lightning_vivit.callbacks.raw as raw
 from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 from lightning_vivit.callbacks import MonitorResult
 from lightning_vivit.errors import OptionError, ViViTError
-from lightning_vivit.loggers import Report
+from lightning_vivit.loggers import LogEntry
 from lightning_vivit.version import __version__
 
 
@@ -79,9 +79,9 @@ def test_history_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fit = trainer(tmp_path)
     for step in range(5):
         arrays = {"ggn/a": torch.zeros(100)}  # 400 bytes
-        keeper.take(fit, Report(step, {"ggn/b": 1.0}, arrays=arrays, monitor="ggn"), "X", {})
+        keeper.take(fit, LogEntry(step, {"ggn/b": 1.0}, arrays=arrays, monitor="ggn"), "X", {})
     assert [result.step for result in keeper.results] == [3, 4]
-    big = Report(5, {"ggn/b": 2.0}, arrays={"ggn/a": torch.zeros(1000)}, monitor="ggn")
+    big = LogEntry(5, {"ggn/b": 2.0}, arrays={"ggn/a": torch.zeros(1000)}, monitor="ggn")
     with pytest.warns(UserWarning, match="has the scalars only"):
         keeper.take(fit, big, "X", {})
     last = keeper.results[-1]
@@ -143,7 +143,7 @@ def test_safetensors_files(tmp_path: Path) -> None:
 def test_bfloat16_arrays_become_float32_in_npz(tmp_path: Path) -> None:
     keeper = raw.RawResults(dump="npz")
     arrays = {"ggn/a": torch.tensor([1.5], dtype=torch.bfloat16)}
-    keeper.take(trainer(tmp_path), Report(0, arrays=arrays, monitor="ggn"), "X", {})
+    keeper.take(trainer(tmp_path), LogEntry(0, arrays=arrays, monitor="ggn"), "X", {})
     with np.load(tmp_path / "raw/ggn/step_00000000.npz") as found:
         assert found["ggn/a"].dtype == np.float32 and found["ggn/a"] == [1.5]
 
@@ -178,7 +178,7 @@ def test_other_ranks_write_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(type(fit), "is_global_zero", False)
     seen: list[MonitorResult] = []
     keeper = raw.RawResults(on_result=seen.append, dump="npz")
-    keeper.take(fit, Report(0, {"ggn/a": 1.0}, monitor="ggn"), "X", {})
+    keeper.take(fit, LogEntry(0, {"ggn/a": 1.0}, monitor="ggn"), "X", {})
     assert len(seen) == 1 and not list(tmp_path.iterdir())
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from digits_run import fit, monitors, ours, read
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
@@ -18,49 +17,9 @@ from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, N
 from lightning_vivit.callbacks import Monitor
 from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 from lightning_vivit.errors import OptionError
-from lightning_vivit.loggers import Chart, Panel
-from lightning_vivit.loggers.dashboard import charts, layout
-
-
-def monitors(**options) -> list[Monitor]:
-    options = {"k": 3, "max_samples": 8, "data": "train", "on_error": "raise", **options}
-    return [
-        GGNSpectrumMonitor(**options),
-        DirectionalDerivativesMonitor(gradients=True, **options),
-        NTKMonitor(**options),
-    ]
-
-
-def fit(
-    root: Path, *callbacks: pl.Callback, steps: int = 3, prefix: str = "", epochs: int | None = None
-) -> Path:
-    """Train on digits; returns the log directory."""
-    torch.manual_seed(0)
-    logger = TensorBoardLogger(root, name="run", version="0", prefix=prefix)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        max_epochs=epochs,
-        limit_val_batches=0,
-        logger=logger,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        for kind in (UserWarning, DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", kind)
-        trainer.fit(DigitsClassifier(width=2), DigitsDataModule(batch_size=16))
-    return root / "run" / "0"
-
-
-def read(folder: Path) -> EventAccumulator:
-    sizes = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
-    found = EventAccumulator(str(folder), size_guidance=sizes)
-    found.Reload()
-    return found
+from lightning_vivit.loggers import Chart, charts
+from lightning_vivit.loggers.dashboard import layout
+from lightning_vivit.statistics import Key, Section
 
 
 def written_layouts(folder: Path) -> list[layout_pb2.Layout]:
@@ -78,10 +37,6 @@ def patterns(written: layout_pb2.Layout) -> dict[tuple[str, str], list[str]]:
         for category in written.category
         for chart in category.chart
     }
-
-
-def ours(tags: list[str]) -> set[str]:
-    return {tag for tag in tags if re.search(r"(ggn|hessian|directions|ntk|cost)/", tag)}
 
 
 @pytest.mark.parametrize(
@@ -131,9 +86,8 @@ def test_the_hessian_has_charts_of_its_own(tmp_path):
 
 
 def test_charts_follow_what_auto_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "lightning_vivit.evaluation.evaluate.choose_method", lambda *_: "matrix_free"
-    )
+    module = sys.modules["lightning_vivit.evaluation.evaluate"]
+    monkeypatch.setattr(module, "choose_method", lambda *_: "matrix_free")
     options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8}
     folder = fit(tmp_path, GGNSpectrumMonitor(**options, on_error="raise"))
     (written,) = written_layouts(folder)
@@ -227,15 +181,32 @@ def test_equal_titles_become_one_chart():
 
 
 def test_patterns_match_their_keys_alone():
-    panels = (Panel("Curvature", "Top", ("eigenvalue_i",)), Panel("Kernel", "All", ("norm/*",)))
-    top, below = charts(panels, "ggn", "a.b/", grouped=False)
-    assert re.match(top.patterns[0], "a.b/ggn/eigenvalue_12")
+    words = {"category": "Curvature", "definition": "a number"}
+    top = Key("eigenvalue_i", chart="Top of {matrix}", **words)(len)
+    below = Key("norm/<layer>", chart="Below", unit="samples", detail="high", **words)(len)
+    section = Section("ggn", "", (below, top), {"matrix": "G"})
+    first, second = charts(section, section.statistics, "a.b/")
+    assert (first.title, second.title) == ("Top of G", "Below, in samples")
+    assert first.category == "Curvature (a.b)"
+    assert re.match(first.patterns[0], "a.b/ggn/eigenvalue_12")
     for other in ("axb/ggn/eigenvalue_1", "a.b/ggn/eigenvalue_1x", "a.b/ggn/net/eigenvalue_1"):
-        assert not re.match(top.patterns[0], other)
-    assert re.match(below.patterns[0], "a.b/ggn/norm/net.0")
-    (top, _) = charts(panels, "ggn", "", grouped=True)
-    assert re.match(top.patterns[0], "ggn/net/0/eigenvalue_1")
-    assert not re.match(top.patterns[0], "ggn/net/0/eigenvalue_10")
+        assert not re.match(first.patterns[0], other)
+    assert re.match(second.patterns[0], "a.b/ggn/norm/net.0")
+    (first, _) = charts(section, section.statistics, grouped=True)
+    assert first.title == "Top of G, by parameter group"
+    assert re.match(first.patterns[0], "ggn/net/0/eigenvalue_1")
+    assert not re.match(first.patterns[0], "ggn/net/0/eigenvalue_10")
+
+
+def test_a_monitor_that_has_not_looked_yet_gets_all_charts_of_its_switches():
+    def titles(monitor: Monitor) -> set[str]:
+        return {chart.title for chart in monitor.charts()}
+
+    assert "Gradient norm" not in titles(DirectionalDerivativesMonitor())
+    assert "Gradient norm" in titles(DirectionalDerivativesMonitor(gradients=True))
+    overlap = "Overlap with the previous top subspace"
+    assert overlap in titles(GGNSpectrumMonitor())
+    assert overlap not in titles(GGNSpectrumMonitor(overlap=False))
 
 
 def test_layer_norms_make_up_the_norm_of_the_gradient(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from test_layout import fit, monitors, ours, read
+from digits_run import fit, monitors, ours, read
 
 from lightning_vivit import GGNSpectrumMonitor, NTKMonitor
 

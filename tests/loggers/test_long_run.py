@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from test_layout import fit, monitors
+from digits_run import fit, monitors
 
 pytestmark = pytest.mark.long
 

@@ -19,7 +19,7 @@ from monitor_toys import Classifier, RecordingLogger, csv, loader, tensorboard, 
 
 import lightning_vivit.loggers.csv as csv_writer
 from lightning_vivit import GGNSpectrumMonitor, NTKMonitor
-from lightning_vivit.loggers import Report, publish
+from lightning_vivit.loggers import LogEntry, publish
 from lightning_vivit.loggers.pictures import binned, finite, image
 
 
@@ -29,8 +29,8 @@ def picture() -> Figure:
     return figure
 
 
-def report(step: int = 3, monitor: str = "ggn", **arrays: torch.Tensor) -> Report:
-    return Report(
+def report(step: int = 3, monitor: str = "ggn", **arrays: torch.Tensor) -> LogEntry:
+    return LogEntry(
         step,
         {f"{monitor}/trace": 1.5},
         {f"{monitor}/eigenvalues_log10": torch.tensor([1.0, 2.0, float("inf")])},
@@ -115,7 +115,7 @@ def test_a_logger_that_shows_less_is_told_of_once(
     fit = trainer(tmp_path, logger=loggers)
     caplog.clear()
     with caplog.at_level(logging.INFO, "lightning.pytorch"):
-        publish(fit, Report(0, {"ggn/trace": 1.0}))
+        publish(fit, LogEntry(0, {"ggn/trace": 1.0}))
         assert not caplog.messages
         publish(fit, report(1))
         publish(fit, report(2))
@@ -135,7 +135,7 @@ def test_nothing_is_drawn_for_loggers_without_figures(tmp_path: Path) -> None:
         raise AssertionError("drawn")
 
     fit = trainer(tmp_path, logger=[RecordingLogger(), CSVLogger(tmp_path)])
-    publish(fit, Report(0, {"ggn/trace": 1.0}, figures={"ggn/spectrum": refuse}, monitor="ggn"))
+    publish(fit, LogEntry(0, {"ggn/trace": 1.0}, figures={"ggn/spectrum": refuse}, monitor="ggn"))
     assert fit.callback_metrics["ggn/trace"] == 1.0
 
 

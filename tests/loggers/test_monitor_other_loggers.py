@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from monitor_toys import Classifier, loader, trainer
 
 from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
-from lightning_vivit.loggers import Findings, Report, publish
+from lightning_vivit.loggers import Findings, LogEntry, publish
 
 pytestmark = pytest.mark.loggers
 
@@ -138,7 +138,7 @@ def test_wandb_histogram_and_figure_of_one_key(tmp_path: Path, wandb_logger: Wan
     import wandb
 
     samples = {"ggn/a": torch.tensor([1.0, 2.0]), "ggn/none": torch.tensor([float("nan")])}
-    publish(trainer(tmp_path, logger=wandb_logger), Report(7, {}, samples, {"ggn/a": draw}))
+    publish(trainer(tmp_path, logger=wandb_logger), LogEntry(7, {}, samples, {"ggn/a": draw}))
     wandb.finish()
     (row,) = wandb_history(tmp_path)
     assert row["ggn/a"]["_type"] == "histogram"
@@ -173,7 +173,7 @@ def test_mlflow_takes_more_scalars_than_one_request(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     logger = MLFlowLogger(save_dir=str(tmp_path / "mlruns"))
     scalars = {f"ggn/{i}": float(i) for i in range(1003)}
-    publish(trainer(tmp_path, logger=logger), Report(4, scalars))
+    publish(trainer(tmp_path, logger=logger), LogEntry(4, scalars))
     assert logger.run_id is not None
     assert logger.experiment.get_run(logger.run_id).data.metrics == scalars
 

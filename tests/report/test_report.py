@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_vivit.cli import main
-from lightning_vivit.loggers import Report
+from lightning_vivit.loggers import LogEntry
 from lightning_vivit.loggers.csv import CSVWriter
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.report import read_run
@@ -58,7 +58,7 @@ def log(logger: TensorBoardLogger | CSVLogger, scale: float = 1.0) -> Path:
         scalars = {key: value(key, step, scale) for key in KEYS}
         generator = torch.Generator().manual_seed(step)
         histograms = {"ggn/eigenvalues_log10": torch.randn(100, generator=generator)}
-        writer(logger).write(Report(step, scalars, histograms, monitor="ggn"))  # type: ignore[arg-type]
+        writer(logger).write(LogEntry(step, scalars, histograms, monitor="ggn"))  # type: ignore[arg-type]
         logger.log_metrics({EVIL: 1 / (1 + step), "accuracy": 0.5}, step)
     if isinstance(logger, TensorBoardLogger):
         image = torch.zeros(3, 4, 5)
