@@ -78,9 +78,10 @@ def _weights(loss: SampleLoss | None, request: Request) -> Weights | None:
     matrix = request.chosen_matrix
     if loss is not None:
         dtype = torch.float64 if request.dtype is None else request.dtype
-        return Weights.of(loss, matrix, request.kernel is not False, dtype)
-    if matrix.own_columns:
-        raise OptionError("Monte-Carlo columns need a loss. Give one, or columns='exact'.")
+        kernel = request.kernel is not False
+        return Weights.of(loss, matrix, request.own_columns, kernel, dtype)
+    if request.own_columns:
+        raise OptionError(f"The columns of the {matrix.title} are made of a loss. Give one.")
     return None
 
 

@@ -36,7 +36,7 @@ class Costs:
 
     Attributes:
         samples: N.
-        depth: D.
+        depth: D, or the columns of each sample where these are backpropagated.
         gram: Multiplications of the Gram matrix.
         step: Multiplications of a training step.
         gram_bytes: Memory of the Gram matrix and its columns.
@@ -78,7 +78,7 @@ def known_choice(problem: Problem, names: Sequence[str], request: Request) -> st
     Returns:
         ``matrix_free``, or None if the forward pass has to be recorded for the choice.
     """
-    costs = _KNOWN.get(problem.model, {}).get(_key(problem, names))
+    costs = _KNOWN.get(problem.model, {}).get(_key(problem, names, request))
     if costs is None or _decide(costs, request)[0] == "gram":
         return None
     return "matrix_free"
@@ -98,17 +98,17 @@ def choose_method(
     Returns:
         ``gram`` or ``matrix_free``; logged with the reason, once for each outcome.
     """
-    costs = _costs(recording, names)
+    costs = _costs(recording, names, request)
     method, reason = _decide(costs, request)
     k = request.k
     if method == "matrix_free":
-        _KNOWN.setdefault(problem.model, {})[_key(problem, names)] = costs
+        _KNOWN.setdefault(problem.model, {})[_key(problem, names, request)] = costs
     rows = costs.samples * costs.depth
     if f"{method}{rows}{k}" not in _SAID:
         _SAID.add(f"{method}{rows}{k}")
         speed = multiplications_per_second(costs.device, costs.dtype)
         _log.info(
-            "method='auto' takes %s: %s. %d samples x %d outputs = %d rows; predicted %.2g s and "
+            "method='auto' takes %s: %s. %d samples x %d columns = %d rows; predicted %.2g s and "
             "%d MiB for the Gram matrix, %.2g s for %d matrix-free products.",
             method,
             reason,
@@ -137,17 +137,20 @@ def _decide(costs: Costs, request: Request) -> tuple[str, str]:
     return "matrix_free", "it is predicted to be faster"
 
 
-def _key(problem: Problem, names: Sequence[str]) -> tuple[object, ...]:
+def _key(problem: Problem, names: Sequence[str], request: Request) -> tuple[object, ...]:
     parameters = problem.trainable()
     sizes = tuple(parameters[name].numel() for name in names)
     shapes = tuple(tensor.shape for tensor in tensors_in(problem.inputs))
-    return tuple(names), sizes, shapes, problem.dtype, problem.has_loss
+    own = request.own_columns
+    return tuple(names), sizes, shapes, problem.dtype, problem.has_loss, own
 
 
-def _costs(recording: Recording, names: Sequence[str]) -> Costs:
+def _costs(recording: Recording, names: Sequence[str], request: Request) -> Costs:
     outputs, count = recording.outputs, recording.batch_size
     count = outputs.shape[0] if outputs.shape[0] % count else count
     depth = outputs.numel() // count
+    if request.own_columns:
+        depth = request.chosen_matrix.columns(depth)
     rows = count * depth
     step, contraction = _layers(recording, names, count, depth)
     gram = 2 / 3 * depth * step + contraction + _EIGENVALUES * float(rows) ** 3

@@ -51,8 +51,8 @@ class Evaluation(Result):
             return None
         if self._weights.own_columns:
             return (
-                "This evaluation has no NTK: Monte-Carlo columns were backpropagated in place of "
-                "the outputs. Evaluate with columns='exact' and kernel=True."
+                "This evaluation has no NTK: columns of each sample's own were backpropagated in "
+                "place of the outputs. Evaluate with kernel=True."
             )
         return (
             "This evaluation has no NTK: only the directions of the outputs that the loss sees "

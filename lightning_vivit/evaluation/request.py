@@ -31,7 +31,8 @@ class Request:
         columns: One of `COLUMNS`: ``mc`` is a Monte-Carlo estimate, for Gram matrices.
         mc_samples: Columns for each sample with ``mc``.
         generator: Random generator for ``mc``.
-        kernel: Whether the NTK will be asked for; None is True once there is one.
+        kernel: Whether the NTK will be asked for; None is True once there is one, which columns of
+            each sample's own do not give.
         output_kernel: The NTK in this mode is all that is wanted; None for everything.
         k: Eigenpairs of a matrix-free search.
         tol: Relative residual of matrix-free eigenpairs.
@@ -92,6 +93,11 @@ class Request:
         """The matrix, or its Monte-Carlo estimate."""
         matrix = find_matrix(self.matrix)
         return matrix.sampled(self.mc_samples, self.generator) if self.sampled else matrix
+
+    @property
+    def own_columns(self) -> bool:
+        """Whether each sample's own columns of the matrix are backpropagated, not its outputs."""
+        return self.chosen_matrix.own_columns and not self.kernel and self.backend != "backpack"
 
     @property
     def matrix_free(self) -> bool:

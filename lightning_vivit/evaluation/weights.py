@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.evaluation.solved import Block
-from lightning_vivit.jacobian.columns import sampled_columns, shared_columns, unit_columns
+from lightning_vivit.jacobian.columns import own_columns, shared_columns, unit_columns
 from lightning_vivit.losses import SampleLoss
 from lightning_vivit.machine.numbers import all_finite
 from lightning_vivit.matrices import Matrix
@@ -26,6 +26,7 @@ class Weights:
         gradient: r_n, [N, D].
         basis: Columns [D, D'] in place of all outputs; None for all outputs, or for S_n and r_n.
         own_columns: Whether S_n and r_n themselves are backpropagated.
+        root_is_gradient: Whether S_n is r_n, which is then backpropagated once.
         directions: Columns of S_n, those that the loss does not see included.
         scale: The loss is ``scale * sum_n l_n``.
     """
@@ -34,17 +35,21 @@ class Weights:
     gradient: Tensor
     basis: Tensor | None
     own_columns: bool
+    root_is_gradient: bool
     directions: int
     scale: float
 
     @classmethod
-    def of(cls, loss: SampleLoss, matrix: Matrix, kernel: bool, dtype: torch.dtype) -> Weights:
+    def of(
+        cls, loss: SampleLoss, matrix: Matrix, own: bool, kernel: bool, dtype: torch.dtype
+    ) -> Weights:
         """The weights of a matrix.
 
         Args:
             loss: Of all samples.
             matrix: Has rows.
-            kernel: Whether the kernel of all outputs is wanted.
+            own: Whether the matrix's own columns are backpropagated.
+            kernel: If not, whether the kernel of all outputs is wanted.
             dtype: Of the weights.
 
         Raises:
@@ -53,11 +58,16 @@ class Weights:
         gradient = _finite(loss.gradient(), "gradient").to(dtype)
         root = _finite(matrix.root(loss), "Hessian").to(dtype)
         directions = root.shape[2]
-        basis = None if matrix.own_columns else matrix.basis(loss)
-        if basis is not None:
+        basis = None if own else matrix.basis(loss)
+        if basis is not None and directions > basis.shape[1]:
             root = _narrow_root(root, basis.to(dtype))
-        basis, own = None if kernel else basis, matrix.own_columns
-        return cls(root, gradient, basis, own, directions, loss.scale)
+        basis, same = None if kernel else basis, matrix.root_is_gradient
+        return cls(root, gradient, basis, own, same, directions, loss.scale)
+
+    def columns(self) -> Tensor:
+        """S_n and r_n, [N, D, M+1], or [N, D, 1] where they are the same."""
+        gradient = self.gradient.unsqueeze(2)
+        return gradient if self.root_is_gradient else torch.cat([self.root, gradient], dim=2)
 
     def block(self, names: list[str], kernel: Tensor) -> Block:
         """What a group contributes.
@@ -67,7 +77,10 @@ class Weights:
             kernel: Of the columns that were backpropagated.
         """
         if self.own_columns:
-            return Block(names, None, kernel.to(self.root.dtype))
+            kernel, count = kernel.to(self.root.dtype), kernel.shape[0]
+            if self.root_is_gradient:
+                kernel = kernel.expand(count, 2, count, 2)
+            return Block(names, None, kernel)
         if self.basis is None:
             return Block(names, kernel, weigh_kernel(kernel, self.root, self.gradient))
         seen = self.basis.to(self.root.dtype)
@@ -86,10 +99,8 @@ def cotangents(
         whole: All ranks' samples, of which some were recorded here.
     """
     if weights is not None and weights.own_columns:
-        root, gradient = weights.root, weights.gradient
-        if whole is not None:
-            root, gradient = whole.own(root), whole.own(gradient)
-        return sampled_columns(outputs, layout, root, gradient)
+        columns = weights.columns()
+        return own_columns(outputs, layout, columns if whole is None else whole.own(columns))
     if weights is not None and weights.basis is not None:
         return shared_columns(outputs, layout, weights.basis)
     return unit_columns(outputs, layout)

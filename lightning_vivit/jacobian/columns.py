@@ -1,4 +1,4 @@
-"""The cotangents that are backpropagated: unit columns, or Monte-Carlo columns and a gradient."""
+"""The cotangents that are backpropagated: the same for all samples, or each sample's own."""
 
 from __future__ import annotations
 
@@ -41,19 +41,16 @@ def shared_columns(outputs: Tensor, layout: SampleLayout, columns: Tensor) -> Te
     )
 
 
-def sampled_columns(
-    outputs: Tensor, layout: SampleLayout, root: Tensor, gradient: Tensor
-) -> Tensor:
-    """Columns of a root of the loss Hessian, and the loss's gradient as one more.
+def own_columns(outputs: Tensor, layout: SampleLayout, columns: Tensor) -> Tensor:
+    """Columns that are others for each sample, such as a root of the loss's Hessian.
 
     Args:
         outputs: The outputs.
         layout: Samples and positions of the outputs.
-        root: S, [N, D, M].
-        gradient: r, [N, D].
+        columns: [N, D, M].
 
     Returns:
-        [M+1, *outputs shape].
+        [M, *outputs shape].
     """
-    columns = [*root.unbind(2), gradient]
-    return torch.stack([layout.unflatten(c, outputs.shape) for c in columns]).to(outputs.dtype)
+    unflattened = [layout.unflatten(column, outputs.shape) for column in columns.unbind(2)]
+    return torch.stack(unflattened).to(outputs.dtype)

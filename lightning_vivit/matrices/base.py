@@ -21,7 +21,8 @@ class Matrix(ABC):
     Attributes:
         name: What users type, and the first part of its keys.
         title: What charts and messages call it.
-        directions: First part of the keys of slopes and curvatures along its eigenvectors.
+        directions: First part of the keys of slopes and curvatures along its eigenvectors, if
+            samples have any.
         semidefinite: Whether no eigenvalue is negative.
         is_curvature: Whether v^T A v says how the loss bends along v, so that learning rates and
             Newton steps go with it.
@@ -38,7 +39,7 @@ class Matrix(ABC):
 
     name: str
     title: str
-    directions: str
+    directions: str = ""
     semidefinite = True
     is_curvature = True
     linearised = True

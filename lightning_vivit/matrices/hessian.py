@@ -17,7 +17,6 @@ class Hessian(Matrix):
 
     name = "hessian"
     title = "Hessian"
-    directions = "hessian"
     semidefinite = False
     linearised = False
     has_rows = False

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from lightning_vivit.errors import OptionError
 from lightning_vivit.matrices.base import Matrix
+from lightning_vivit.matrices.empirical_fisher import EmpiricalFisher
 from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrices.hessian import Hessian
 
-MATRICES: dict[str, Matrix] = {matrix.name: matrix for matrix in (GGN(), Hessian())}
+MATRICES: dict[str, Matrix] = {
+    matrix.name: matrix for matrix in (GGN(), Hessian(), EmpiricalFisher())
+}
 
 
 def find_matrix(matrix: str | Matrix) -> Matrix:

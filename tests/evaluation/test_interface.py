@@ -38,7 +38,15 @@ RESULTS: dict[str, tuple[Callable[[], Result], dict[Question, str]]] = {
     ),
     "monte_carlo": (
         lambda: evaluate(problem(), method="mc", mc_samples=2),
-        {"ntk": "Monte-Carlo columns.*columns='exact'"},
+        {"ntk": "columns of each sample's own.*kernel=True"},
+    ),
+    "monte_carlo_and_kernel": (
+        lambda: evaluate(problem(), method="mc", mc_samples=2, kernel=True),
+        {},
+    ),
+    "empirical_fisher": (
+        lambda: evaluate(problem(), matrix="empirical_fisher"),
+        {"ntk": "columns of each sample's own.*kernel=True"},
     ),
     "no_loss": (
         lambda: evaluate(problem(loss=False)),
@@ -102,7 +110,8 @@ def test_what_every_result_tells(name: str) -> None:
     targets = found.sample_targets()
     assert (targets is not None and targets.tolist() == [0, 1, 2, 0, 1, 2]) == has_loss
     if "directions" not in refusals:
-        columns = 2 if name == "monte_carlo" else 3
+        fewer = {"monte_carlo": 2, "monte_carlo_and_kernel": 2, "empirical_fisher": 1}
+        columns = fewer.get(name, 3)
         assert found.num_directions == 6 * columns
     assert found.products == 0 and found.warm_start() == {}  # nothing was searched for yet
 

@@ -37,6 +37,7 @@ def single(name: str, found: list[dict[str, Any]], limit: int | None, seed: int)
     """The evaluation that one process makes."""
     problem, options = stated(name, found, limit), VALUES[name][1]
     choice: dict[str, Any] = {"param_groups": options.get("param_groups", "all")}
+    choice["matrix"] = options.get("matrix", "ggn")
     if options.get("mc_samples"):
         choice |= {"columns": "mc", "mc_samples": options["mc_samples"]}
         choice["generator"] = torch.Generator().manual_seed(seed)

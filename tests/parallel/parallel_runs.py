@@ -68,10 +68,12 @@ class Keep(Monitor):
 
     section = "keep"
 
-    def __init__(self, kernel: bool = True, mc_samples: int = 0, **options: Any) -> None:
+    def __init__(
+        self, kernel: bool = True, mc_samples: int = 0, matrix: str = "ggn", **options: Any
+    ) -> None:
         self.needs_kernel = kernel
         super().__init__(k=K, **options)
-        self.mc_samples = mc_samples
+        self.mc_samples, self.matrix = mc_samples, matrix
         self.found: list[dict[str, Any]] = []
         self.now: dict[str, Any] = {}
 
@@ -240,6 +242,8 @@ VALUES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
     "few": (Net, {"data": "train", "max_samples": 3, "seed": 3}),
     "layers": (Net, {"param_groups": "layer", "max_samples": 3}),
     "mc": (Net, {"mc_samples": 2, "kernel": False}),
+    "fisher": (Net, {"matrix": "empirical_fisher", "kernel": False}),
+    "fisher_kernel": (Weighted, {"matrix": "empirical_fisher"}),
     "explicit": (Net, {"problem": explicit_problem}),
     "custom": (Net, {"problem": custom_problem}),
     "backpack": (Net, {"backend": "backpack"}),
