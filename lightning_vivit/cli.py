@@ -7,27 +7,54 @@ module is named by its class path: `--model mypackage.MyModule --data mypackage.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lightning_vivit.callbacks
-import lightning_vivit.demo  # noqa: F401  importing makes the short names known to the parser
+import lightning_vivit.demo
+from lightning_vivit.callbacks.options import unknown_option
 from lightning_vivit.report import main as report
 
 
 class CurvatureCLI(LightningCLI):
-    """LightningCLI that says at the end where to look."""
+    """LightningCLI that names the nearest option of a monitor, and at the end where to look."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The parser, whose errors say which option of a monitor was meant."""
+        parser = super().init_parser(**kwargs)
+        tell = parser.error
+        parser.error = lambda message, ex=None: tell(with_hints(message), ex)  # type: ignore
+        return parser
 
     def after_fit(self) -> None:
         """Print the log directories and the TensorBoard command."""
         announce(self.trainer)
+
+
+def with_hints(message: str) -> str:
+    """An error message of the parser; behind unknown options of monitors stand the nearest ones."""
+
+    def hinted(found: re.Match[str]) -> str:
+        kind = getattr(lightning_vivit.callbacks, found["kind"], None)
+        if kind is None:
+            return found[0]
+        return f"{found[0]}: {unknown_option(found['option'], list(signature(kind).parameters))}"
+
+    return re.sub(_NOT_ACCEPTED, hinted, message)
+
+
+# As jsonargparse says it, from version 4.39 on.
+_NOT_ACCEPTED = r"class_path '[\w.]*?(?P<kind>\w+)':[^']*(Option|Key) '(?P<option>\w+)' is not \w+"
 
 
 @rank_zero_only

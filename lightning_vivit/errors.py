@@ -24,6 +24,10 @@ class OptionError(ViViTError, ValueError):
     """An option has a value that is not supported."""
 
 
+class UnknownOptionError(OptionError, TypeError):
+    """There is no option of this name."""
+
+
 def require_integer(name: str, value: object, lowest: int) -> int:
     """The value, an integer that is not below `lowest`; else an OptionError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:

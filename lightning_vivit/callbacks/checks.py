@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -9,35 +12,29 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     ParallelStrategy,
 )
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_vivit.callbacks.failures import warn
+from lightning_vivit.callbacks.measurement import Measurement
 from lightning_vivit.errors import OptionError
 from lightning_vivit.parallel import SHARDED
 
 
 def check_setup(
-    name: str,
-    trainer: Trainer,
-    module: LightningModule,
-    *,
-    has_problem: bool,
-    uses_batch: bool,
-    first: bool,
+    monitor: Measurement, trainer: Trainer, module: LightningModule, first: bool
 ) -> None:
     """Refuse what cannot work, and say once if nothing will be written.
 
     Args:
-        name: Of the monitor, for messages.
+        monitor: The monitor that is to watch the run.
         trainer: The Trainer.
         module: Its module.
-        has_problem: Whether the monitor has an explicit problem.
-        uses_batch: Whether the monitor looks at the current training batch.
         first: Whether this is the first monitor of the Trainer; only it warns.
 
     Raises:
         OptionError: With everything that is wrong.
     """
+    name, has_problem = type(monitor).__name__, monitor.settings.problem is not None
     if not isinstance(module, LightningModule):
         raise OptionError(
             f"{name} got a {type(module).__module__}.{type(module).__qualname__}, which is no "
@@ -56,7 +53,7 @@ def check_setup(
                 f"{type(module).__name__}.training_step takes a dataloader_iter, so it cannot be "
                 "replayed on a batch. Pass problem=lambda module, batch: Problem(...)."
             )
-        if uses_batch:
+        if monitor.source.data == "batch":
             found.append(
                 "With a dataloader_iter there is no batch at the start of a step. Use "
                 "data='train', data='val' or a probe."
@@ -83,8 +80,25 @@ def check_setup(
         raise OptionError(f"{name} cannot watch this run. " + " ".join(found))
     quick = bool(getattr(trainer, "fast_dev_run", False))  # has no loggers on purpose
     if first and not trainer.loggers and not quick:
-        rank_zero_warn(
+        warn(
             f"{name} has no logger to write to (Trainer(logger=False)): its values are only in "
             "trainer.callback_metrics. Use logger=True to see them in TensorBoard.",
             category=UserWarning,
         )
+
+
+def check_keys(monitors: Sequence[Measurement]) -> None:
+    """Refuse two monitors of a kind that would write the same keys at the same step.
+
+    Raises:
+        OptionError: It names the option that tells them apart.
+    """
+    for one, other in combinations(monitors, 2):
+        same = type(one) is type(other) and one.path == other.path
+        groups = one.settings.param_groups == other.settings.param_groups
+        if same and groups and one.schedule.meets(other.schedule):
+            raise OptionError(
+                f"The Trainer has two {type(one).__name__} that write the same keys, "
+                f"'{one.path}/...', at the same step. Give one of them a prefix, such as "
+                f"{type(one).__name__}(prefix='second/'), or other steps."
+            )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
+from typing_extensions import Unpack
+
+from lightning_vivit.callbacks.options import Options, lists_options
 from lightning_vivit.callbacks.statistics_monitor import StatisticsMonitor
 from lightning_vivit.errors import OptionError, require_integer
 from lightning_vivit.evaluation.interface import Result
@@ -38,12 +41,13 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
             backward pass for each sample.
         tol: Relative residual of matrix-free eigenpairs.
         microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
-        **options: Those of `Monitor`.
+        **options: Those of all monitors, see `MonitorOptions`.
     """
 
     table = SECTIONS["directions"]
     section = table.name
 
+    @lists_options
     def __init__(
         self,
         k: int = 10,
@@ -53,7 +57,7 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
         method: Literal["auto", "gram", "mc", "matrix_free"] = "auto",
         tol: float = 1e-2,
         microbatch: int | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
@@ -71,4 +75,4 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
     def look(self, evaluation: Result, group: str, memory: Memory) -> DirectionLook:
         """Slopes and curvatures of one group."""
         k = self.limit_k(evaluation.num_directions)
-        return DirectionLook(evaluation, group, self._step, memory, k, self.damping)
+        return DirectionLook(evaluation, group, self.step, memory, k, self.damping)

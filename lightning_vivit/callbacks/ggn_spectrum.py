@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import Unpack
 
 from lightning_vivit.callbacks.learning_rate import learning_rate_and_momentum
+from lightning_vivit.callbacks.options import Options, lists_options
 from lightning_vivit.callbacks.statistics_monitor import StatisticsMonitor
 from lightning_vivit.errors import require_integer
 from lightning_vivit.evaluation.interface import Result
@@ -50,12 +52,13 @@ class GGNSpectrumMonitor(StatisticsMonitor):
         tol: Relative residual at which a matrix-free eigenpair counts as found; the error of a
             separated eigenvalue is about its square.
         microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
-        **options: Those of `Monitor`.
+        **options: Those of all monitors, see `MonitorOptions`.
     """
 
     table = SECTIONS["ggn"]
     section = table.name
 
+    @lists_options
     def __init__(
         self,
         k: int = 10,
@@ -65,7 +68,7 @@ class GGNSpectrumMonitor(StatisticsMonitor):
         matrix: str = "ggn",
         tol: float = 1e-2,
         microbatch: int | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
@@ -91,7 +94,7 @@ class GGNSpectrumMonitor(StatisticsMonitor):
     def look(self, evaluation: Result, group: str, memory: Memory) -> CurvatureLook:
         """The spectrum of one group."""
         matrix, rate = MATRICES[self.matrix], self._rates.get(group)
-        found = CurvatureLook(evaluation, group, self._step, memory, self.k, matrix, rate)
+        found = CurvatureLook(evaluation, group, self.step, memory, self.k, matrix, rate)
         known = found.eigenvalues.numel()
         found.k = self.limit_k(known) if found.whole else min(self.k, known)
         return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
+from typing_extensions import Unpack
+
+from lightning_vivit.callbacks.options import Data, OptionsButData, lists_options
 from lightning_vivit.callbacks.statistics_monitor import StatisticsMonitor
 from lightning_vivit.errors import require_choice
 from lightning_vivit.evaluation.interface import Result
@@ -40,20 +43,21 @@ class NTKMonitor(StatisticsMonitor):
             steps and seeded by `seed`.
         data: "train" or "val" looks at a fixed probe batch drawn from that loader's data set,
             "batch" at the current training batch.
-        **options: Those of `Monitor`.
+        **options: Those of all monitors, see `MonitorOptions`.
     """
 
     table = SECTIONS["ntk"]
     section = table.name
 
+    @lists_options
     def __init__(
         self,
         k: int = 10,
         mode: Literal["full", "trace", "pseudo", "projected"] = "full",
-        data: Literal["batch", "train", "val"] = "train",
+        data: Data = "train",
         outputs: list[int] | None = None,
         projections: int = 10,
-        **options: Any,
+        **options: Unpack[OptionsButData],
     ) -> None:
         if data == "train" and options.get("probe") is not None:
             data = "batch"  # a given probe replaces the default
@@ -77,6 +81,6 @@ class NTKMonitor(StatisticsMonitor):
 
     def look(self, evaluation: Result, group: str, memory: Memory) -> KernelLook:
         """The kernel of one group."""
-        found = KernelLook(evaluation, group, self._step, memory, self.k, self.mode)
+        found = KernelLook(evaluation, group, self.step, memory, self.k, self.mode)
         found.k = self.limit_k(found.size)
         return found

@@ -90,6 +90,13 @@ class Schedule:
         assert self.function is not None
         return bool(self.function(step))
 
+    def meets(self, other: Schedule) -> bool:
+        """Whether a step is known at which both are due; with a callable none is known."""
+        if self.function is not None or other.function is not None:
+            return False
+        steps = {0, *(self.steps or ()), *(other.steps or ())}
+        return any(all(each.due(step, 0, step == 0) for each in (self, other)) for step in steps)
+
     def describe(self) -> dict[str, object]:
         """The option in force, as plain values (for the key of the callback's state)."""
         return {

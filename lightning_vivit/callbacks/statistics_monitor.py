@@ -7,7 +7,8 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from lightning_vivit.callbacks.base import Monitor, References
+from lightning_vivit.callbacks.base import Monitor
+from lightning_vivit.callbacks.state import References
 from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.loggers import Chart, Findings, charts
 from lightning_vivit.statistics import AllGroups, Draw, Look, Memory, Section, Statistic, measure
@@ -53,7 +54,10 @@ class StatisticsMonitor(Monitor):
             return statistic.late or not seen or any(map(written, seen))
 
         statistics = filter(shown, self._statistics())
-        return [*charts(self.table, statistics, self.prefix, self.grouped), *super().charts()]
+        return [
+            *charts(self.table, statistics, self.settings.prefix, self.grouped),
+            *super().charts(),
+        ]
 
     def references(self) -> dict[str, dict[str, Tensor]]:
         """What later steps are compared with."""

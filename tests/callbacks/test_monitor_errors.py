@@ -105,7 +105,7 @@ def test_wrong_use_warns_once_and_training_goes_on(
     assert found[0].startswith(f"{kind.__name__} failed at step 0")
     assert fit.global_step > 1
     with pytest.MonkeyPatch.context() as patch:  # the message itself, without the line breaks
-        patch.setattr("lightning_vivit.callbacks.base.rank_zero_warn", None)
+        patch.setattr("lightning_vivit.callbacks.failures.rank_zero_warn", None)
         strict = kind(every_n_steps=1, on_error="raise", **options)
         with pytest.raises(ViViTError, match=message):
             trainer(tmp_path, strict, logger=RecordingLogger()).fit(module(), loader(data))
@@ -188,7 +188,7 @@ def test_raise_ends_the_run_and_restores_the_module(
         fit.fit(module, loader())
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert [child.training for child in module.modules()] == before
-    assert not monitor._session._results
+    assert not monitor.session.results
 
 
 def test_an_interrupt_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_an_interrupt_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fit = trainer(tmp_path, monitor, logger=RecordingLogger())
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit.fit(Classifier(), loader())
-    assert not monitor._session._results
+    assert not monitor.session.results
 
 
 def test_unused_parameters_are_named_once(tmp_path: Path) -> None:
@@ -220,15 +220,77 @@ def test_unused_parameters_are_named_once(tmp_path: Path) -> None:
     assert len(log.values("ggn/trace")) == 6
 
 
-def test_two_monitors_with_the_same_keys(tmp_path: Path) -> None:
+TWICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the very same": ({}, {}),
+    "other data": ({"data": "batch"}, {"data": "train"}),
+    "other k": ({"k": 2}, {"k": 3, "every_n_epochs": 1}),
+    "steps that meet": ({"steps": [3, 5]}, {"steps": [5, 7]}),
+    "a step that is due": ({"every_n_steps": 4}, {"steps": [8]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", TWICE)
+def test_the_same_monitor_twice_says_prefix_before_training(
+    tmp_path: Path, case: str, kind: type[Monitor]
+) -> None:
+    one, other = TWICE[case]
+    fit = trainer(tmp_path, kind(**one), kind(**other), logger=RecordingLogger())
+    with pytest.raises(OptionError, match=rf"two {kind.__name__} .*prefix='second/'"):
+        fit.fit(Classifier(), loader())
+    assert fit.global_step == 0
+
+
+def test_what_tells_two_monitors_apart(tmp_path: Path) -> None:
+    log = RecordingLogger()
+    monitors = [
+        GGNSpectrumMonitor(on_error="raise"),
+        GGNSpectrumMonitor(on_error="raise", prefix="second/"),
+        GGNSpectrumMonitor(on_error="raise", param_groups="layer"),
+        GGNSpectrumMonitor(on_error="raise", steps=[1]),
+        GGNSpectrumMonitor(on_error="raise", matrix="hessian", k=2),
+    ]
+    trainer(tmp_path, *monitors, logger=log).fit(Classifier(), loader())
+    keys = {"ggn/trace", "second/ggn/trace", "ggn/net.0/trace", "hessian/trace"}
+    assert keys <= log.seen()
+    assert list(log.values("ggn/trace")) == [0, 1]
+
+
+def test_two_monitors_that_meet_by_chance(tmp_path: Path) -> None:
     fit = trainer(
         tmp_path,
-        GGNSpectrumMonitor(data="batch"),
-        GGNSpectrumMonitor(data="train"),
+        GGNSpectrumMonitor(schedule=lambda step: step == 2),
+        GGNSpectrumMonitor(every_n_steps=2),
         logger=RecordingLogger(),
     )
-    with pytest.warns(RuntimeWarning, match=r"Two monitors write 'ggn/.*Give one of them a prefix"):
+    words = r"Two monitors write 'ggn/.* at step 2: .*Give one of them a prefix"
+    with pytest.warns(RuntimeWarning, match=words):
         fit.fit(Classifier(), loader())
+
+
+def test_warnings_as_errors_leave_the_training_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit = trainer(tmp_path, *(kind(data="batch") for kind in KINDS), logger=RecordingLogger())
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error", RuntimeWarning)
+        fit.fit(UnknownLoss(), loader())
+    assert fit.global_step == 6
+    assert len([text for text in caplog.messages if "failed at step 0" in text]) == 1
+
+
+def test_charts_that_fail_leave_the_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise ValueError("injected")
+
+    monkeypatch.setattr(NTKMonitor, "charts", broken)
+    log = RecordingLogger()
+    fit = trainer(tmp_path, NTKMonitor(every_n_steps=2), logger=log)
+    with pytest.warns(RuntimeWarning, match="no charts .*ValueError: injected"):
+        fit.fit(Classifier(), loader())
+    assert list(log.values("ntk/trace")) == [0, 2, 4]
 
 
 def test_a_memory_budget_is_kept(tmp_path: Path) -> None:
@@ -272,14 +334,8 @@ def test_a_dataloader_iter_needs_a_problem_and_a_probe(tmp_path: Path) -> None:
 
 def test_a_module_of_another_lightning_gets_a_clear_word(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"import lightning.pytorch as pl"):
-        check_setup(
-            "NTKMonitor",
-            trainer(tmp_path),
-            nn.Linear(1, 1),  # type: ignore[arg-type]
-            has_problem=False,
-            uses_batch=True,
-            first=True,
-        )
+        module: Any = nn.Linear(1, 1)
+        check_setup(NTKMonitor(), trainer(tmp_path), module, first=True)
 
 
 def test_a_problem_without_a_loss_gives_the_kernel_only(tmp_path: Path) -> None:
@@ -329,8 +385,3 @@ def test_impossible_options_are_refused_at_once(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         kind(**options)
-
-
-def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(TypeError, match="every_n_step"):
-        GGNSpectrumMonitor(every_n_step=3)

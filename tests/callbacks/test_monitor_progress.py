@@ -22,7 +22,7 @@ class Watching(GGNSpectrumMonitor):
     """Notes the description during each monitored step."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(k=1, every_n_steps=4, on_error="raise", **options)
+        super().__init__(**{"k": 1, "every_n_steps": 4, "on_error": "raise", **options})
         self.during: list[str] = []
 
     def prepare(self, trainer: pl.Trainer, module: Any, evaluation: Any) -> None:
@@ -100,8 +100,7 @@ def test_the_bar_ends_as_it_would_without_a_monitor(tmp_path: Path, kind: str) -
 
 @pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
 def test_a_failure_takes_the_text_away(tmp_path: Path, kind: type[ProgressBar]) -> None:
-    monitor, after = Failing(), After()
-    monitor.on_error = "warn"
+    monitor, after = Failing(on_error="warn"), After()
     with pytest.warns(RuntimeWarning, match="broken"):
         run(tmp_path, kind(), monitor, after)
     assert "(Failing)" in monitor.during[0]

@@ -17,8 +17,11 @@ from lightning_vivit.callbacks import (
     GGNSpectrumMonitor,
     Monitor,
     NTKMonitor,
-    session,
+    base,
+    over_ranks,
+    probe,
 )
+from lightning_vivit.callbacks.step import look
 from lightning_vivit.evaluation.evaluate import evaluate_request
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.problem.problem import Problem
@@ -32,7 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         found.append(request)
         return evaluate_request(problem, request)
 
-    monkeypatch.setattr(session, "evaluate_request", counted)
+    monkeypatch.setattr(over_ranks, "evaluate_request", counted)
     return found
 
 
@@ -181,9 +184,9 @@ def test_other_options_are_evaluated_on_their_own(
 
 def test_one_probe_is_drawn_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    original = session.BatchSource._draw
+    original = probe.BatchSource._draw
     monkeypatch.setattr(
-        session.BatchSource,
+        probe.BatchSource,
         "_draw",
         lambda self, loaders: drawn.append(1) or original(self, loaders),  # type: ignore[func-returns-value]
     )
@@ -198,7 +201,7 @@ def test_the_evaluation_is_freed_before_the_step(tmp_path: Path) -> None:
 
     class Peek(Classifier):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-            kept.append(len(monitors[0]._session._results))
+            kept.append(len(monitors[0].session.results))
 
     monitors = three()
     trainer(tmp_path, *monitors, logger=RecordingLogger()).fit(Peek(), loader())
@@ -207,11 +210,10 @@ def test_the_evaluation_is_freed_before_the_step(tmp_path: Path) -> None:
 
 def test_steps_that_are_not_due_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    original = Monitor._look
     monkeypatch.setattr(
-        Monitor,
-        "_look",
-        lambda self, *args: looked.append(self._step) or original(self, *args),  # type: ignore[func-returns-value]
+        base,
+        "look",
+        lambda monitor, *args: looked.append(monitor.step) or look(monitor, *args),  # type: ignore[func-returns-value]
     )
     fit(tmp_path, GGNSpectrumMonitor(steps=[4]))
     assert looked == [4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from lightning_vivit.callbacks import (
     GGNSpectrumMonitor,
     Monitor,
     NTKMonitor,
-    base,
+    state,
 )
+from lightning_vivit.callbacks.due import is_due
+from lightning_vivit.errors import ViViTError
 
 LAST = {"ggn": "ggn/subspace_overlap", "ntk": "ntk/distance_first"}
 
@@ -159,16 +162,23 @@ def test_a_saved_step_is_not_repeated(tmp_path: Path) -> None:
     again = monitors("train")[0]
     again.load_state_dict(monitor.state_dict())
     assert again.state_dict()["step"] == 5
-    assert not again._due(run, 0) or again._step == 6
+    assert not is_due(again, again.session, run, 0) or again.step == 6
 
 
-def test_large_references_stay_out_of_the_checkpoint(
+def test_large_tensors_stay_out_of_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "MAX_STATE_BYTES", 100)
+    monkeypatch.setattr(state, "MAX_STATE_BYTES", 100)
     _, run = fit(tmp_path, "train", epochs=1)
-    states = [c.state_dict() for c in run.callbacks if isinstance(c, Monitor)]
-    assert all(state["references"] == {} for state in states)
+    monitors = [c for c in run.callbacks if isinstance(c, Monitor)]
+    for monitor in monitors:
+        kept = monitor.state_dict()
+        assert kept["references"] == {} and "probe" not in kept
+    probe = sum(tensor.nbytes for tensor in monitors[0].source.probe)
+    monkeypatch.setattr(state, "MAX_STATE_BYTES", probe)
+    for monitor in monitors:
+        kept = monitor.state_dict()
+        assert kept["references"] == {} and len(kept["probe"]) == 2
 
 
 def test_instances_with_other_options_keep_their_states_apart(tmp_path: Path) -> None:
@@ -214,11 +224,12 @@ def test_the_state_key_is_made_once_in_a_run(
     """The Trainer asks for it around each hook of each step, where it cost 4% of a short step."""
     made: list[int] = []
     monitor = GGNSpectrumMonitor(steps=[1000])
-    monkeypatch.setattr(monitor, "options", lambda: made.append(monitor._step) or {"k": 1})
+    monkeypatch.setattr(monitor, "options", lambda: made.append(monitor.step) or {"k": 1})
     run = trainer(tmp_path, monitor, max_epochs=2)
     run.fit(Classifier(), loader())
     assert run.global_step > 4 and set(made) == {-1}  # before the first step
-    monitor.k, before = 3, monitor.state_key
+    before = monitor.state_key
+    monitor.settings = replace(monitor.settings, k=3)
     monkeypatch.undo()
     assert monitor.state_key != before  # after a run the options count again
 
@@ -230,3 +241,63 @@ def test_a_second_fit_starts_over(tmp_path: Path) -> None:
         trainer(tmp_path, monitor, logger=log).fit(Classifier(), loader())
         assert log.values("ntk/distance_first")[0] == pytest.approx(0, abs=1e-12)
         assert list(log.values("ntk/distance_previous")) == [2, 4]
+
+
+OTHER_LAYOUTS: dict[str, Any] = {
+    "of another kind": {"counts": [1, 2]},
+    "without references": {"step": 5, "measured": True, "values": {}},
+    "with references that are no tensors": {
+        "step": 5,
+        "measured": True,
+        "values": {},
+        "references": {"all": {"first": 3}},
+    },
+    "with values that are no numbers": {
+        "step": 5,
+        "measured": True,
+        "values": {"ntk/trace": "large"},
+        "references": {},
+    },
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_state_of_another_layout_is_left_out(tmp_path: Path, layout: str) -> None:
+    fit(tmp_path / "first", "train", epochs=1)
+    path = tmp_path / "first/epoch=0-of-1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    key = next(key for key in checkpoint["callbacks"] if key.startswith("NTKMonitor"))
+    checkpoint["callbacks"][key] = OTHER_LAYOUTS[layout]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    log = RecordingLogger()
+    options: dict[str, Any] = {"k": 2, "every_n_steps": 4, "data": "train"}
+    run = trainer(tmp_path, NTKMonitor(**options), logger=log, max_epochs=2)
+    with pytest.warns(RuntimeWarning, match="NTKMonitor: the state in the checkpoint .*left out"):
+        run.fit(Classifier(), loader(), ckpt_path=tmp_path / "other.ckpt")
+    assert list(log.values("ntk/distance_first")) == [8]
+    strict = trainer(tmp_path, NTKMonitor(**options, on_error="raise"), max_epochs=2)
+    with pytest.raises(ViViTError, match="the state in the checkpoint"):
+        strict.fit(Classifier(), loader(), ckpt_path=tmp_path / "other.ckpt")
+
+
+def test_a_state_that_cannot_be_taken_leaves_the_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(NTKMonitor, "references", broken)
+    run = trainer(tmp_path, NTKMonitor(k=2), GGNSpectrumMonitor(k=2))
+    run.fit(Classifier(), loader())
+    with pytest.warns(RuntimeWarning, match="NTKMonitor: a checkpoint .*MemoryError: injected"):
+        run.save_checkpoint(tmp_path / "saved.ckpt")
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert [key.partition("{")[0] for key in saved["callbacks"]] == ["GGNSpectrumMonitor"]
+    assert saved["state_dict"].keys() == Classifier().state_dict().keys()
+
+
+def test_no_state_if_it_is_not_wanted(tmp_path: Path) -> None:
+    run = trainer(tmp_path, NTKMonitor(k=2, save_state=False))
+    run.fit(Classifier(), loader())
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    assert torch.load(tmp_path / "saved.ckpt", weights_only=True)["callbacks"] == {}

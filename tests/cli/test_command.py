@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -10,6 +11,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import lightning_vivit
 from lightning_vivit.cli import announce
 
 ROOT = Path(__file__).parents[2]
@@ -109,10 +111,57 @@ def test_short_name_and_options(tmp_path: Path) -> None:
 def test_help_shows_every_option_with_its_text(name: str, tmp_path: Path) -> None:
     out = run("fit", f"--trainer.callbacks.help={name}", cwd=tmp_path)
     flat = " ".join(out.split())
-    for option in ("k", "every_n_steps", "data", "max_samples", "param_groups", "on_error"):
+    for option in signature(getattr(lightning_vivit, name)).parameters:
         assert f"--trainer.callbacks.{option} " in flat
     assert "slopes and curvatures" in flat or "eigenvalues" in flat
     assert "Upper limit of samples" in flat
+    assert "(type: int | null, default: 64)" in flat
+    assert f"default: {'train' if name == 'NTKMonitor' else 'batch'})" in flat
+
+
+def test_every_option_in_a_config_arrives(tmp_path: Path) -> None:
+    given = {
+        "k": 3,
+        "steps": [0, 4],
+        "data": "val",
+        "seed": 5,
+        "max_samples": None,
+        "param_groups": {"first": ["conv.weight"], "rest": ["head.weight", "head.bias"]},
+        "dtype": "float32",
+        "on_error": "raise",
+        "prefix": "again/",
+        "backend": "autograd",
+        "figures": False,
+        "figures_every": 2,
+        "schedule": None,
+        "replay_dtype": "float64",
+        "max_overhead": 0.5,
+        "max_memory": 10**9,
+        "history": 0,
+        "dump": "npz",
+        "save_state": False,
+    }
+    config = yaml.safe_load(CONFIG.read_text())
+    config["trainer"]["callbacks"] = [
+        {"class_path": f"lightning_vivit.{name}", "init_args": given}
+        for name in ("GGNSpectrumMonitor", "DirectionalDerivativesMonitor", "NTKMonitor")
+    ]
+    path = tmp_path / "all.yaml"
+    path.write_text(yaml.safe_dump(config))
+    found = yaml.safe_load(run("fit", f"--config={path}", "--print_config", cwd=tmp_path))
+    assert len(found["trainer"]["callbacks"]) == 3
+    for callback in found["trainer"]["callbacks"]:
+        assert callback["init_args"].items() >= given.items()
+
+
+def test_an_unknown_option_in_a_config_is_named_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(CONFIG.read_text().replace("every_n_steps", "every_n_step"))
+    command = [sys.executable, "-m", "lightning_vivit.cli", "fit", f"--config={path}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    words = " ".join(done.stderr.split())
+    assert "unknown option 'every_n_step'; did you mean 'every_n_steps'?" in words
 
 
 def test_another_project_uses_the_class_path(tmp_path: Path) -> None:

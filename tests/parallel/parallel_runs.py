@@ -90,7 +90,7 @@ class Keep(Monitor):
         found = evaluation.directions(group, k)
         kept = {
             "group": group,
-            "step": self._step,
+            "step": self.step,
             "probe": self.source.probe,
             "num_samples": evaluation.num_samples,
             "outputs": evaluation.outputs,
@@ -129,7 +129,7 @@ class Broken(Keep):
 
     def _strike(self, where: str) -> None:
         if where == self.where and torch.distributed.get_rank() == self.rank:
-            if self.on_error == "raise":
+            if self.settings.on_error == "raise":
                 self.folder.joinpath("struck.txt").write_text(str(time.time()))
             raise ValueError(f"struck in {where}")
 
@@ -179,13 +179,14 @@ class Witness(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         keepers = [c for c in trainer.callbacks if isinstance(c, Keep)]
+        monitors = [c for c in trainer.callbacks if isinstance(c, Monitor)]
         checkpoint = trainer.checkpoint_callback
         torch.save(
             {
                 **self.training(trainer, pl_module),
                 "rng": torch.get_rng_state(),
                 "found": [keeper.found for keeper in keepers],
-                "stopped": [c._stopped for c in trainer.callbacks if isinstance(c, Monitor)],
+                "stopped": [monitor.run_state.failure is not None for monitor in monitors],
                 "metrics": dict(trainer.callback_metrics),
                 "best": None if checkpoint is None else checkpoint.best_model_path,
             },
