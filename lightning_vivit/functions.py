@@ -19,6 +19,7 @@ from lightning_vivit.evaluation.evaluate import evaluate
 from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
+from lightning_vivit.matrices import Matrix
 from lightning_vivit.problem.groups import ParamGroups
 from lightning_vivit.problem.problem import Problem
 from lightning_vivit.samples.batch import describe
@@ -182,10 +183,11 @@ def directional_derivatives(
     param_groups: ParamGroups = "all",
     grad_samples: Sequence[int] | None = None,
     ggn_samples: Sequence[int] | None = None,
+    matrix: str | Matrix = "ggn",
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Directions | dict[str, Directions]:
-    """Slope and curvature of every sample along the GGN's k leading eigenvectors.
+    """Slope and curvature of every sample along k leading eigenvectors, of the GGN for one.
 
     Dangel, Tatzel and Hennig 2022 (arXiv:2106.02624), section 3.
 
@@ -197,7 +199,8 @@ def directional_derivatives(
         k: Number of directions; None for all N*C.
         param_groups: One block (``all``), one per ``layer``, one per ``parameter``, or lists.
         grad_samples: Indices of the samples whose slopes are wanted; None for all.
-        ggn_samples: Indices of the samples that the GGN is made of; None for all.
+        ggn_samples: Indices of the samples that the matrix is made of; None for all.
+        matrix: ``ggn``, ``empirical_fisher``, or a matrix of your own that has rows.
         dtype: Dtype of the Gram matrix; None for float64.
         backend: ``autograd`` (any architecture), ``backpack``, or ``auto``.
 
@@ -205,11 +208,12 @@ def directional_derivatives(
         `Directions` with gammas [N, K] and lambdas [N, K]; a dict if there are several groups.
 
     Raises:
-        OptionError: k or the samples are out of range.
+        OptionError: k or the samples are out of range, or a matrix along whose eigenvectors samples
+            have no curvature.
         ProblemError: Unsupported loss, outputs or batch.
         InteractionError: Samples influence each other.
     """
-    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend)
+    found = _evaluate(model, loss, inputs, targets, param_groups, dtype, backend, matrix)
     results = {
         group: found.directions(group, k, grad_samples=grad_samples, ggn_samples=ggn_samples)
         for group in found.groups
@@ -272,6 +276,7 @@ def _evaluate(
     param_groups: ParamGroups,
     dtype: torch.dtype | None,
     backend: str,
+    matrix: str | Matrix = "ggn",
 ) -> Result:
     if isinstance(model, Problem):
         if loss is not None or inputs is not None or targets is not None:
@@ -280,11 +285,18 @@ def _evaluate(
     else:
         if loss is None:
             raise OptionError(
-                "Got no loss. The GGN is that of a loss: give loss(outputs, targets), such as "
+                "Got no loss. The matrix is that of a loss: give loss(outputs, targets), such as "
                 "torch.nn.CrossEntropyLoss()."
             )
         problem = Problem(model, loss, inputs, targets)
-    return evaluate(problem, param_groups=param_groups, dtype=dtype, kernel=False, backend=backend)
+    return evaluate(
+        problem,
+        param_groups=param_groups,
+        dtype=dtype,
+        kernel=False,
+        backend=backend,
+        matrix=matrix,
+    )
 
 
 def _single(results: dict[str, _T], groups: ParamGroups) -> Any:

@@ -1,4 +1,4 @@
-"""Monitor of every sample's slope and curvature along the leading eigenvectors of the GGN."""
+"""Monitor of every sample's slope and curvature along leading eigenvectors, such as the GGN's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lightning_vivit.callbacks.options import Options, lists_options
 from lightning_vivit.callbacks.statistics_monitor import StatisticsMonitor
 from lightning_vivit.errors import OptionError, require_integer
 from lightning_vivit.evaluation.interface import Result
+from lightning_vivit.matrices import MATRICES
 from lightning_vivit.statistics import SECTIONS, Memory
 from lightning_vivit.statistics.directions.direction_look import DirectionLook
 
@@ -29,6 +30,11 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
     data and options), its eigenvectors, no work in parameter space. Between monitored steps
     nothing.
 
+    With matrix="empirical_fisher" the directions are those of the second moment of the per-sample
+    gradients, a sample's curvature is its squared slope, and the keys are under
+    `empirical_fisher_directions/`; Newton steps are left out, because it is no curvature. It costs
+    one backward pass, and its Gram matrix has N rows.
+
     Args:
         k: How many leading directions to look at.
         damping: Added to the curvature in the Newton step.
@@ -39,6 +45,7 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
             directions are those of eigenpairs with relative residual `tol`, and slopes and
             curvatures cost one Jacobian-vector product for each; gradients=True then costs one
             backward pass for each sample.
+        matrix: "ggn", or "empirical_fisher".
         tol: Relative residual of matrix-free eigenpairs.
         microbatch: Samples in memory at once, matrix-free only; None for as many as fit.
         **options: Those of all monitors, see `MonitorOptions`.
@@ -55,13 +62,18 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
         gradients: bool = False,
         mc_samples: int = 0,
         method: Literal["auto", "gram", "mc", "matrix_free"] = "auto",
+        matrix: str = "ggn",
         tol: float = 1e-2,
         microbatch: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(k=k, **options)
         self.mc_samples = require_integer("mc_samples", mc_samples, lowest=0)
-        self.choose_method(method, "ggn", tol, microbatch)
+        self.choose_method(method, matrix, tol, microbatch)
+        if not MATRICES[matrix].has_directions:
+            raise OptionError(MATRICES[matrix].no_directions)
+        self.table = SECTIONS[MATRICES[matrix].directions]
+        self.section = self.table.name
         if isinstance(damping, bool) or not isinstance(damping, (int, float)) or damping < 0:
             raise OptionError(f"damping has to be a number >= 0, got {damping!r}.")
         self.damping = float(damping)
@@ -70,9 +82,11 @@ class DirectionalDerivativesMonitor(StatisticsMonitor):
     def options(self) -> dict[str, object]:
         """The options that tell this monitor from others of its class."""
         own = {"damping": self.damping, "gradients": self.gradients, "method": self.method}
-        return {**super().options(), **own, "tol": self.tol, "microbatch": self.microbatch}
+        own |= {"matrix": self.matrix, "tol": self.tol, "microbatch": self.microbatch}
+        return {**super().options(), **own}
 
     def look(self, evaluation: Result, group: str, memory: Memory) -> DirectionLook:
         """Slopes and curvatures of one group."""
         k = self.limit_k(evaluation.num_directions)
-        return DirectionLook(evaluation, group, self.step, memory, k, self.damping)
+        matrix = MATRICES[self.matrix]
+        return DirectionLook(evaluation, group, self.step, memory, k, self.damping, matrix)

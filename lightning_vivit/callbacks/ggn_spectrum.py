@@ -37,7 +37,10 @@ class GGNSpectrumMonitor(StatisticsMonitor):
     last eigenvectors, which stay in memory; a resumed run starts it anew.
 
     With matrix="hessian" the same keys are those of the Hessian of the loss, under `hessian/`
-    instead of `ggn/`: the k largest eigenvalues, signed; the first one is the sharpness.
+    instead of `ggn/`: the k largest eigenvalues, signed; the first one is the sharpness. With
+    matrix="empirical_fisher" they are those of the second moment of the per-sample gradients, under
+    `empirical_fisher/`, without the limit of the learning rate, because it is no curvature
+    (Kunstner, Balles, Hennig 2019, arXiv:1905.12558): one backward pass, a Gram matrix of N rows.
 
     Args:
         k: How many leading eigenvalues to log, and the dimension of the top subspace.
@@ -48,7 +51,7 @@ class GGNSpectrumMonitor(StatisticsMonitor):
             Carlo columns, "matrix_free" the k leading ones from matrix-vector products. "auto"
             takes the Gram matrix up to 2048 rows (samples times outputs), beyond that what is
             predicted to be faster and fits into memory, and says so once at level INFO.
-        matrix: "ggn", or "hessian" for the true Hessian of the loss.
+        matrix: "ggn", "hessian" for the true Hessian of the loss, or "empirical_fisher".
         tol: Relative residual at which a matrix-free eigenpair counts as found; the error of a
             separated eigenvalue is about its square.
         microbatch: Samples in memory at once, matrix-free only; None for as many as fit.

@@ -12,12 +12,12 @@ from lightning_vivit.callbacks.raw import MonitorResult, RawResults
 from lightning_vivit.callbacks.request import MonitorRequest
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.state import References, RunState
-from lightning_vivit.errors import OptionError
+from lightning_vivit.errors import OptionError, require_choice
 from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.loggers import Chart, charts
-from lightning_vivit.matrices import find_matrix
+from lightning_vivit.matrices import MATRICES
 from lightning_vivit.statistics import SECTIONS, Draw, Findings
 
 
@@ -163,7 +163,8 @@ class Measurement:
 
     def choose_method(self, method: str, matrix: str, tol: float, microbatch: int | None) -> None:
         """Take and check the options of a monitor that can do without a Gram matrix."""
-        find_matrix(matrix).check_method(method)
+        require_choice("matrix", matrix, MATRICES)
+        MATRICES[matrix].check_method(method)
         if method == "mc" and self.mc_samples == 0:
             self.mc_samples = 1
         self.method, self.matrix, self.tol = method, matrix, tol

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +26,8 @@ class Matrix(ABC):
         title: What charts and messages call it.
         directions: First part of the keys of slopes and curvatures along its eigenvectors, if
             samples have any.
+        source: Who defined it, as a link.
+        readings: How to read its keys where that is not as for the GGN: last part -> text.
         semidefinite: Whether no eigenvalue is negative.
         is_curvature: Whether v^T A v says how the loss bends along v, so that learning rates and
             Newton steps go with it.
@@ -40,6 +45,8 @@ class Matrix(ABC):
     name: str
     title: str
     directions: str = ""
+    source: str = ""
+    readings: ClassVar[Mapping[str, str]] = MappingProxyType({})
     semidefinite = True
     is_curvature = True
     linearised = True

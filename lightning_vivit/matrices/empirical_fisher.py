@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,18 @@ class EmpiricalFisher(RowMatrix):
     name = "empirical_fisher"
     title = "empirical Fisher"
     directions = "empirical_fisher_directions"
+    source = "[Kunstner, Balles, Hennig 2019](https://arxiv.org/abs/1905.12558)"
+    readings: ClassVar = {
+        "eigenvalue_i": "mean squared slope of the samples along direction i, their sum for a sum; "
+        "far above the others: all samples pull along one line",
+        "trace": "mean squared norm of the samples' gradients; falls to 0 where all are fitted",
+        "effective_rank": "in how many directions the samples' gradients spread",
+        "subspace_overlap": "near 1: the directions in which the samples pull hardest stay",
+        "spectrum": "a cliff: the samples' gradients share few directions",
+        "gradient_share": "near 1: the gradient lies where single samples pull hardest",
+        "lambda_mean_i": "mean squared slope along direction i; μᵢ for a mean loss",
+        "lambda_snr_i": "small: a few samples have all the slope",
+    }
     is_curvature = False
     own_columns = True
     root_is_gradient = True

@@ -22,6 +22,7 @@ class GGN(RowMatrix):
     title = "GGN"
     mark = ""
     directions = "directions"
+    source = "[Schraudolph 2002](https://doi.org/10.1162/08997660260028683)"
 
     def root(self, loss: SampleLoss) -> Tensor:
         """Roots S_n of H_n, [N, D, M]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from lightning_vivit.jacobian.linear import graph_grad
@@ -17,6 +19,12 @@ class Hessian(Matrix):
 
     name = "hessian"
     title = "Hessian"
+    source = "[Cohen et al. 2021](https://arxiv.org/abs/2103.00065)"
+    readings: ClassVar = {
+        "eigenvalue_i": "μ₁ is the sharpness; far above `ggn/eigenvalue_1`: the part that the GGN "
+        "leaves out matters",
+        "trace": "below `ggn/trace`: the part that the GGN leaves out has negative curvature",
+    }
     semidefinite = False
     linearised = False
     has_rows = False

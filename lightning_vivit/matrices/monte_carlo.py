@@ -23,6 +23,7 @@ class MonteCarloGGN(RowMatrix):
     title = "GGN"
     mark = ""
     directions = "directions"
+    source = "[Schraudolph 2002](https://doi.org/10.1162/08997660260028683)"
     has_products = False
     own_columns = True
 

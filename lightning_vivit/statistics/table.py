@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lightning_vivit.matrices import MATRICES, Matrix
@@ -17,15 +17,17 @@ from lightning_vivit.statistics.section import Section, statistics_of
 
 
 def section_of(name: str, monitor: str, statistics: Iterable[Statistic], matrix: Matrix) -> Section:
-    """The keys of a matrix: those statistics for which it has what they need."""
+    """The keys of a matrix: those statistics for which it has what they need, as it reads them."""
     words = {
         "section": name,
         "matrix": matrix.title,
         "mark": matrix.mark,
+        "source": matrix.source,
         "range": "≥ 0" if matrix.semidefinite else "any",
     }
     had = (each for each in statistics if all(getattr(matrix, need) for need in each.needs))
-    return Section(name, monitor, tuple(had), words)
+    read = (replace(each, reading=matrix.readings.get(each.name, each.reading)) for each in had)
+    return Section(name, monitor, tuple(read), words)
 
 
 SECTIONS = {

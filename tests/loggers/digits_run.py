@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 from lightning_vivit.callbacks import Monitor
 from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
+from lightning_vivit.statistics import SECTIONS
 
 
 def monitors(**options) -> list[Monitor]:
@@ -58,4 +59,4 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def ours(tags: list[str]) -> set[str]:
-    return {tag for tag in tags if re.search(r"(ggn|hessian|directions|ntk|cost)/", tag)}
+    return {tag for tag in tags if re.search(rf"({'|'.join(SECTIONS)})/", tag)}

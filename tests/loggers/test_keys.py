@@ -7,7 +7,7 @@ from pathlib import Path
 
 from digits_run import fit, monitors, ours, read
 
-from lightning_vivit import GGNSpectrumMonitor, NTKMonitor
+from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 
 PAGE = (Path(__file__).parents[2] / "docs" / "keys.md").read_text()
 
@@ -40,7 +40,9 @@ def test_every_key_is_in_the_page_and_the_other_way_round(tmp_path: Path) -> Non
     estimate = NTKMonitor(k=2, steps=[0], prefix="q/", mode="projected", max_samples=8)
     free = GGNSpectrumMonitor(k=2, steps=[0], prefix="q/", method="matrix_free", max_samples=8)
     hessian = GGNSpectrumMonitor(k=2, every_n_steps=1, matrix="hessian", max_samples=8)
-    everything = (*monitors(every_n_steps=1), layers, estimate, free, hessian)
+    fisher = {"k": 2, "every_n_steps": 1, "matrix": "empirical_fisher", "max_samples": 8}
+    second = (GGNSpectrumMonitor(**fisher), DirectionalDerivativesMonitor(**fisher))
+    everything = (*monitors(every_n_steps=1), layers, estimate, free, hessian, *second)
     tags = read(fit(tmp_path, *everything)).Tags()
     drawn = {tag[2:] if tag[1] == "/" else tag for tag in tags["images"]}
     written = {tag.removeprefix("q/") for tag in ours(tags["scalars"]) if tag[:2] != "p/"}
@@ -64,6 +66,9 @@ def test_every_line_is_complete() -> None:
 def test_keys_stand_with_the_monitor_that_writes_them() -> None:
     sections = {"GGNSpectrumMonitor": "ggn/", "NTKMonitor": "ntk/"}
     sections |= {'GGNSpectrumMonitor with matrix="hessian"': "hessian/"}
+    fisher = 'with matrix="empirical_fisher"'
+    sections |= {f"GGNSpectrumMonitor {fisher}": "empirical_fisher/"}
+    sections |= {f"DirectionalDerivativesMonitor {fisher}": "empirical_fisher_directions/"}
     sections |= {"DirectionalDerivativesMonitor": "directions/", "Every monitor": "cost/"}
     for title, start in sections.items():
         assert all(key.startswith(start) for key in keys(section(title)))

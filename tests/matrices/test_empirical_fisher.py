@@ -16,7 +16,14 @@ from oracle.networks import N
 from oracle.reference import case, names
 from torch import Tensor, nn
 
-from lightning_vivit import Evaluation, MatrixFreeEvaluation, Problem, evaluate
+from lightning_vivit import (
+    Evaluation,
+    MatrixFreeEvaluation,
+    OptionError,
+    Problem,
+    directional_derivatives,
+    evaluate,
+)
 from lightning_vivit.matrices.empirical_fisher import EmpiricalFisher
 from lightning_vivit.matrixfree.products import Products
 
@@ -301,3 +308,14 @@ def test_backpack():
     explicit = wide()
     found = evaluate(explicit.problem, matrix="empirical_fisher", backend="backpack", kernel=False)
     explicit.check(found, 3, 1e-9)
+
+
+def test_the_function():
+    explicit = wide()
+    found = directional_derivatives(explicit.problem, k=2, matrix="empirical_fisher")
+    vectors = torch.linalg.eigh(explicit.fisher).eigenvectors[:, -2:]
+    slopes = explicit.gradients @ vectors
+    torch.testing.assert_close(found.gammas.abs(), slopes.abs())
+    torch.testing.assert_close(found.lambdas, slopes.square())
+    with pytest.raises(OptionError, match="eigenvectors of the Hessian are not supported"):
+        directional_derivatives(explicit.problem, k=2, matrix="hessian")

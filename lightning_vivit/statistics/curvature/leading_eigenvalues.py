@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     category="Curvature",
     chart="Leading eigenvalues of the {matrix}",
     definition="μᵢ, the i-th largest eigenvalue",
-    source="[Schraudolph 2002](https://doi.org/10.1162/08997660260028683), "
-    "[Cohen et al. 2021](https://arxiv.org/abs/2103.00065)",
+    source="{source}",
     range="{range}",
     reading="μ₁ is the sharpness: growing is sharpening; a gap after i separates i stiff "
     "directions from the rest",

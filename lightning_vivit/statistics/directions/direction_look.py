@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.evaluation.directions import Directions
 from lightning_vivit.machine.numbers import double
+from lightning_vivit.matrices import Matrix
+from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.statistics.look import Look
 
 
@@ -20,9 +22,11 @@ class DirectionLook(Look):
 
     Attributes:
         damping: Of Newton steps.
+        matrix: Whose directions they are.
     """
 
     damping: float = 0.0
+    matrix: Matrix = field(default_factory=GGN)
 
     @cached_property
     def found(self) -> Directions:
@@ -37,8 +41,9 @@ class DirectionLook(Look):
         order = order[determined[order]]
         if order.numel() == 0:
             raise ProblemError(
-                f"All eigenvalues of the GGN in parameter group {self.group!r} vanish, so no "
-                "direction is determined. Look for saturated outputs or unused parameters."
+                f"All eigenvalues of the {self.matrix.title} in parameter group {self.group!r} "
+                "vanish, so no direction is determined. Look for saturated outputs or unused "
+                "parameters."
             )
         return order
 
