@@ -23,12 +23,11 @@ from lightning_vivit import Problem
 from lightning_vivit.factors import OuterProduct, contract
 from lightning_vivit.factors.planning import Size, predicted_costs
 from lightning_vivit.jacobian import collector
-from lightning_vivit.jacobian.autograd import jacobian_factors
+from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.jacobian.columns import shared_columns
-from lightning_vivit.jacobian.proof import locate_samples
+from lightning_vivit.jacobian.structured import jacobian_factors
 from lightning_vivit.kernel.contraction import fuse_biases
 from lightning_vivit.losses import make_loss
-from lightning_vivit.samples.layout import SampleLayout
 
 FAR = 30.0
 REPEATS = 5
@@ -49,13 +48,12 @@ def factors_of(short: str) -> dict[str, OuterProduct]:
         mock.patch.object(collector, "_prefers_rows", lambda factor: False),
         problem.recorded() as live,
     ):
-        axis, structure = locate_samples(live.tape, live.outputs, live.sizes, live.model)
-        layout = SampleLayout(axis.num_samples, axis.minor)
+        located = AutogradBackend().locate(live)
         assert live.loss is not None
-        basis = make_loss(live.loss, layout).basis()
+        basis = make_loss(live.loss, located.layout).basis()
         assert basis is not None
-        columns = shared_columns(live.outputs, layout, basis)
-        found = jacobian_factors(live.tape, live.outputs, axis, structure, columns)
+        columns = shared_columns(live.outputs, located.layout, basis)
+        found = jacobian_factors(located, columns)
     return {name: f for name, f in fuse_biases(found).items() if isinstance(f, OuterProduct)}
 
 

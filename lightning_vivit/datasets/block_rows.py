@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import Factor
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
-from lightning_vivit.jacobian.autograd import jacobian_factors
-from lightning_vivit.jacobian.proof import locate_samples
+from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.kernel.contraction import add_kernels
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
 from lightning_vivit.kernel.plan import Plan
 from lightning_vivit.problem.problem import Problem
 from lightning_vivit.samples.batch import map_leaves
-from lightning_vivit.samples.layout import SampleLayout
 from lightning_vivit.samples.size import batch_size
 
 
@@ -85,17 +83,16 @@ class RowMaker:
         device = next(self.model.parameters()).device
         inputs = move_data_to_device(map_leaves(lambda leaf: leaf, inputs), device)
         names = [name for members in self.groups.values() for name in members]
-        count = batch_size(inputs)
-        with Problem(self.model, None, inputs).recorded(names, for_sweeps=True) as live:
-            axis, structure = locate_samples(live.tape, live.outputs, (count,), self.model)
-            if axis.num_samples != count:
+        count, backend = batch_size(inputs), AutogradBackend()
+        with Problem(self.model, None, inputs).recorded(names, backend) as live:
+            located = backend.locate(replace(live, sizes=(count,)))
+            if located.axis.num_samples != count:
                 raise ProblemError(
                     f"{count} samples gave outputs of shape {tuple(live.outputs.shape)}, expected "
                     f"a first axis of {count} or a multiple of it. Check select=, or the model."
                 )
-            layout = SampleLayout(count, axis.minor)
-            columns = self.wanted.columns(live.outputs, layout)
-            factors = jacobian_factors(live.tape, live.outputs, axis, structure, columns, names)
+            columns = self.wanted.columns(live.outputs, located.layout)
+            factors = backend.factors(located, columns, names)
             outputs = live.outputs.detach()
         for factor in factors.values():
             for key, value in vars(factor).items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 
 import torch
 
-from lightning_vivit.backpack import BackpackSession
 from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.evaluation.interface import Facts
@@ -14,23 +13,16 @@ from lightning_vivit.evaluation.request import Request
 from lightning_vivit.evaluation.row_sums import RowSums
 from lightning_vivit.evaluation.solved import Block, Grams
 from lightning_vivit.evaluation.weights import Weights, cotangents
-from lightning_vivit.jacobian.autograd import Structure
-from lightning_vivit.jacobian.proof import locate_samples, refuse_mixing
+from lightning_vivit.jacobian.backend import Backend
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 from lightning_vivit.losses import SampleLoss, make_loss
 from lightning_vivit.parallel import join, shared_kernels
 from lightning_vivit.problem.problem import Recording
-from lightning_vivit.problem.tape.backend import Backend
-from lightning_vivit.samples.axis import SampleAxis
-from lightning_vivit.samples.layout import SampleLayout
-
-_log = logging.getLogger(__name__)
-_SAID: set[str] = set()
 
 
 def gram_evaluation(
     recording: Recording,
-    session: Backend | None,
+    backend: Backend,
     groups: dict[str, list[str]],
     request: Request,
 ) -> Evaluation:
@@ -38,7 +30,7 @@ def gram_evaluation(
 
     Args:
         recording: The forward pass.
-        session: The backend.
+        backend: For which it was recorded.
         groups: Group name -> parameter names.
         request: What is wanted.
 
@@ -46,16 +38,17 @@ def gram_evaluation(
         OptionError: Random columns without a loss, or a group without influence.
         ProblemError: The memory does not suffice, or the loss is not finite.
     """
-    axis, structure = located(recording, session)
-    layout, whole = SampleLayout(axis.num_samples, axis.minor), None
+    located, whole = backend.locate(recording), None
+    layout = located.layout
     call, every = recording.loss, layout
     if request.part is not None:
-        whole = join(request.part, recording, layout, structure)
-        call, every, structure = whole.call, whole.layout, whole.structure
+        whole = join(request.part, recording, layout, located.structure)
+        call, every = whole.call, whole.layout
+        located = replace(located, structure=whole.structure)
     loss = None if call is None else make_loss(call, every)
     weights = _weights(loss, request)
     columns = cotangents(recording.outputs, layout, weights, whole)
-    task = KernelTask(recording.tape, recording.outputs, axis, structure, columns, groups, session)
+    task = KernelTask(backend, located, columns, groups)
     if whole is None:
         kernels = compute_kernels(task, max_memory=request.max_memory)
     else:
@@ -66,7 +59,7 @@ def gram_evaluation(
         blocks[group] = (
             Block(names, kernel, None) if weights is None else weights.block(names, kernel)
         )
-    facts = Facts.of(recording, layout, groups, structure.unused, loss, whole)
+    facts = Facts.of(recording, layout, groups, located.structure.unused, loss, whole)
     grams = Grams(blocks, facts.num_samples, facts.scale, recording.outputs.dtype, whole)
     shared = weights is None or not weights.own_columns  # columns that are the same for all samples
     basis = None if weights is None else weights.basis
@@ -83,28 +76,3 @@ def _weights(loss: SampleLoss | None, request: Request) -> Weights | None:
     if request.own_columns:
         raise OptionError(f"The columns of the {matrix.title} are made of a loss. Give one.")
     return None
-
-
-def choose_session(request: Request) -> BackpackSession | None:
-    """What extends the module with BackPACK, or None for autograd.
-
-    Raises:
-        OptionError: The backend does not have the columns that are wanted.
-    """
-    if request.backend == "auto" and "auto" not in _SAID:
-        _SAID.add("auto")
-        _log.info("backend='auto' takes autograd: faster than BackPACK on every benchmark network.")
-    if request.backend != "backpack":
-        return None
-    if request.sampled:
-        raise OptionError("The BackPACK backend has exact columns. Use backend='autograd'.")
-    return BackpackSession()
-
-
-def located(recording: Recording, session: Backend | None) -> tuple[SampleAxis, Structure]:
-    """Where the samples are in the outputs, and the proved structure of the autograd backend."""
-    outputs = recording.outputs
-    if session is None:
-        return locate_samples(recording.tape, outputs, recording.sizes, recording.model)
-    refuse_mixing(recording.tape, outputs.shape[0])
-    return SampleAxis(0, outputs.shape[0]), Structure((), (), (), ())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_vivit.evaluation.build_exact import choose_session, located
+from lightning_vivit.evaluation.backends import choose_backend
 from lightning_vivit.evaluation.interface import Facts
 from lightning_vivit.evaluation.kernel_only import KernelEvaluation
 from lightning_vivit.evaluation.request import Request
-from lightning_vivit.kernel.compute import KernelTask, compute_kernels
+from lightning_vivit.jacobian.structure import Located
+from lightning_vivit.kernel.compute import Kernels, KernelTask, compute_kernels
 from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
 from lightning_vivit.problem.groups import resolve_groups
 from lightning_vivit.problem.problem import Problem, Recording
-from lightning_vivit.problem.tape.backend import Backend
-from lightning_vivit.samples.layout import SampleLayout
 
 
 def evaluate_outputs(
@@ -34,13 +33,9 @@ def evaluate_outputs(
         OptionError: An output that does not exist.
         ProblemError: The problem is not supported; the message says what is.
     """
-    session = choose_session(request)
-    names = [name for members in groups.values() for name in members]
-    with problem.recorded(names, session, for_sweeps=True) as live:
-        task, layout = _output_task(live, groups, wanted, session)
-        kernels = compute_kernels(task, wanted.contraction, None, request.max_memory)
+    recording, located, kernels = _kernels(problem, None, wanted, request, groups)
+    facts = Facts.of(recording, located.layout, groups, located.structure.unused)
     found = {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
-    facts = Facts.of(live, layout, groups, task.structure.unused)
     return KernelEvaluation(facts, wanted, found, kernels.plan)
 
 
@@ -58,23 +53,24 @@ def cross_kernel(
     Returns:
         Group name -> kernel in the layout of the mode, see `OutputKernel`.
     """
-    session = choose_session(request)
     groups = resolve_groups(request.param_groups, problem.trainable())
-    names = [name for members in groups.values() for name in members]
-    with problem.recorded(names, session, for_sweeps=True) as live:
-        task, _ = _output_task(live, groups, wanted, session)
-        kernels = compute_kernels(task, wanted.contraction, split, request.max_memory).blocks
-    return {group: wanted.finish(kernel) for group, kernel in kernels.items()}
+    _, _, kernels = _kernels(problem, split, wanted, request, groups)
+    return {group: wanted.finish(kernel) for group, kernel in kernels.blocks.items()}
 
 
-def _output_task(
-    recording: Recording,
-    groups: dict[str, list[str]],
+def _kernels(
+    problem: Problem,
+    split: int | None,
     wanted: OutputKernel,
-    session: Backend | None,
-) -> tuple[KernelTask, SampleLayout]:
-    axis, structure = located(recording, session)
-    layout = SampleLayout(axis.num_samples, axis.minor)
-    columns = wanted.columns(recording.outputs, layout)
-    tape, outputs = recording.tape, recording.outputs
-    return KernelTask(tape, outputs, axis, structure, columns, groups, session), layout
+    request: Request,
+    groups: dict[str, list[str]],
+) -> tuple[Recording, Located, Kernels]:
+    """Record a problem and compute its kernels."""
+    backend = choose_backend(request.backend, problem)
+    names = [name for members in groups.values() for name in members]
+    with problem.recorded(names, backend) as recording:
+        located = backend.locate(recording)
+        columns = wanted.columns(located.outputs, located.layout)
+        task = KernelTask(backend, located, columns, groups)
+        kernels = compute_kernels(task, wanted.contraction, split, request.max_memory)
+    return recording, located, kernels

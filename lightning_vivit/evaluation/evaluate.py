@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from lightning_vivit.eigen.start import Start
-from lightning_vivit.evaluation.build_exact import choose_session, gram_evaluation
+from lightning_vivit.evaluation.backends import choose_backend
+from lightning_vivit.evaluation.build_exact import gram_evaluation
 from lightning_vivit.evaluation.build_kernel import evaluate_outputs
 from lightning_vivit.evaluation.choice import choose_method, known_choice
 from lightning_vivit.evaluation.interface import Result
@@ -120,12 +121,12 @@ def evaluate_request(problem: Problem, request: Request) -> Result:
         request.undecided and known_choice(problem, wanted, request) is not None
     )
     if not matrix_free:
-        session = choose_session(request)
-        with problem.recorded(wanted, session, request.part is not None, True) as recording:
+        backend = choose_backend(request.backend, problem, request.own_columns)
+        with problem.recorded(wanted, backend, request.part is not None) as recording:
             if request.undecided and recording.loss is not None:
                 matrix_free = choose_method(problem, recording, wanted, request) == "matrix_free"
             if not matrix_free:
-                return gram_evaluation(recording, session, groups, request)
+                return gram_evaluation(recording, backend, groups, request)
         del recording  # and its graph
     return MatrixFreeEvaluation(
         problem,

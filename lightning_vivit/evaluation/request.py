@@ -9,6 +9,7 @@ import torch
 
 from lightning_vivit.eigen.start import Start
 from lightning_vivit.errors import OptionError, require_choice, require_integer
+from lightning_vivit.evaluation.backends import BACKENDS
 from lightning_vivit.kernel.modes import OutputKernel
 from lightning_vivit.matrices import Matrix, find_matrix
 from lightning_vivit.parallel import Part
@@ -16,7 +17,6 @@ from lightning_vivit.problem.groups import ParamGroups
 
 METHODS = ("auto", "gram", "mc", "matrix_free")
 COLUMNS = ("exact", "mc")
-BACKENDS = ("auto", "autograd", "backpack")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Request:
         start: What `warm_start` of an earlier evaluation gave.
         dtype: Dtype of the Gram matrix and its eigenvalues; None for float64.
         max_memory: Bytes that may be used over the forward pass; None for half of what is free.
-        backend: One of `BACKENDS`.
+        backend: ``auto`` or one of `BACKENDS`.
         part: Says that the problem's batch is this rank's part of one batch. Gram matrices only.
 
     Raises:
@@ -68,7 +68,7 @@ class Request:
         """Check the options."""
         require_choice("method", self.method, METHODS)
         require_choice("columns", self.columns, COLUMNS)
-        require_choice("backend", self.backend, BACKENDS)
+        require_choice("backend", self.backend, ("auto", *BACKENDS))
         require_integer("mc_samples", self.mc_samples, lowest=1)
         require_integer("k", self.k, lowest=1)
         for name, value in (("microbatch", self.microbatch), ("max_memory", self.max_memory)):
@@ -77,6 +77,12 @@ class Request:
         tol = self.tol
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
             raise OptionError(f"tol has to be a number between 0 and 1, got {tol!r}.")
+        named = BACKENDS.get(self.backend)
+        if self.sampled and named is not None and not named.has_own_columns:
+            raise OptionError(
+                f"The backend {self.backend!r} has exact columns, no Monte-Carlo columns. Use "
+                "backend='autograd'."
+            )
         self.chosen_matrix.check_method("matrix_free" if self.matrix_free else self.method)
         if self.matrix_free and self.part is not None:
             raise OptionError(
@@ -97,7 +103,8 @@ class Request:
     @property
     def own_columns(self) -> bool:
         """Whether each sample's own columns of the matrix are backpropagated, not its outputs."""
-        return self.chosen_matrix.own_columns and not self.kernel and self.backend != "backpack"
+        able = self.backend == "auto" or BACKENDS[self.backend].has_own_columns
+        return self.chosen_matrix.own_columns and able and not self.kernel
 
     @property
     def matrix_free(self) -> bool:
@@ -108,4 +115,5 @@ class Request:
     def undecided(self) -> bool:
         """Whether Gram matrix or products are chosen by their cost."""
         fixed = self.matrix_free or self.sampled or self.part is not None
-        return self.method == "auto" and self.backend != "backpack" and not fixed
+        both = self.backend == "auto" or BACKENDS[self.backend].has_products
+        return self.method == "auto" and both and not fixed

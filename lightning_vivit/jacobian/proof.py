@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.errors import InteractionError, ProblemError
-from lightning_vivit.jacobian.autograd import Structure, structured_factors
 from lightning_vivit.jacobian.probing import Place, halves, make_probe, mismatch, tolerance
+from lightning_vivit.jacobian.structure import Structure
+from lightning_vivit.jacobian.structured import structured_factors
 from lightning_vivit.jacobian.trust import Proofs, signature
 from lightning_vivit.problem.tape.gradients import batched_grad
 from lightning_vivit.problem.tape.recorder import Call, Tape

@@ -12,14 +12,12 @@ from torch import Tensor
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.factors import MODES, Factor
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
-from lightning_vivit.jacobian.autograd import Structure, jacobian_factors
+from lightning_vivit.jacobian.backend import Backend
+from lightning_vivit.jacobian.passes import Pass
+from lightning_vivit.jacobian.structure import Located
 from lightning_vivit.kernel.contraction import add_kernels
-from lightning_vivit.kernel.passes import Pass, kernel_bytes, plan_passes
 from lightning_vivit.kernel.plan import Plan
 from lightning_vivit.machine.memory import default_budget
-from lightning_vivit.problem.tape.backend import Backend
-from lightning_vivit.problem.tape.recorder import Tape
-from lightning_vivit.samples.axis import SampleAxis
 
 _RETRIES = 4
 
@@ -44,32 +42,35 @@ class KernelTask:
     """What a kernel is computed from.
 
     Attributes:
-        tape: The recording.
-        outputs: The differentiated outputs, graph attached.
-        axis: Where the samples are in the outputs.
-        structure: The proved structure.
+        backend: Takes the factors.
+        located: The forward pass, recorded for it.
         columns: [D, *outputs shape], the cotangents.
         groups: Group name -> parameter names.
-        session: Takes the factors from BackPACK instead of autograd.
     """
 
-    tape: Tape
-    outputs: Tensor
-    axis: SampleAxis
-    structure: Structure
+    backend: Backend
+    located: Located
     columns: Tensor
     groups: Mapping[str, Sequence[str]]
-    session: Backend | None = None
 
     def factors(
         self, names: Sequence[str], columns: Tensor, gathers: bool = False
     ) -> dict[str, Factor]:
         """Factors of some parameters for some columns."""
-        if self.session is not None:
-            return self.session.factors(self.tape, self.outputs, self.axis, columns, names)
-        return jacobian_factors(
-            self.tape, self.outputs, self.axis, self.structure, columns, names, gathers
-        )
+        return self.backend.factors(self.located, columns, names, gathers)
+
+    def passes(self, num_samples: int, fixed: int, budget: int) -> list[Pass]:
+        """The backward sweeps, with `fixed` bytes of the budget taken throughout."""
+        names = [name for members in self.groups.values() for name in members]
+        depth = self.columns.shape[0]
+        return self.backend.passes(self.located, names, num_samples, depth, fixed, budget)
+
+
+def kernel_bytes(num_samples: int, num_columns: int, mode: str, itemsize: int, groups: int) -> int:
+    """Bytes of the kernels and of the temporary products while they are added up."""
+    pairs = num_samples**2
+    pairs *= {"full": num_columns**2, "diagonal": num_columns, "trace": 1}[mode]
+    return pairs * itemsize * (groups + 2)
 
 
 def compute_kernels(
@@ -94,7 +95,7 @@ def compute_kernels(
     """
     if mode not in MODES:
         raise OptionError(f"Unknown mode {mode!r}. Supported: {', '.join(MODES)}.")
-    budget = default_budget(task.outputs.device) if max_memory is None else max_memory
+    budget = default_budget(task.columns.device) if max_memory is None else max_memory
     for attempt in range(_RETRIES):
         try:
             return _compute(task, mode, split, budget)
@@ -102,7 +103,7 @@ def compute_kernels(
             torch.cuda.empty_cache()
             if attempt == _RETRIES - 1:
                 raise ProblemError(
-                    f"Out of memory on {task.outputs.device} even with a budget of "
+                    f"Out of memory on {task.columns.device} even with a budget of "
                     f"{budget / 2**20:.0f} MiB. Use fewer samples (max_samples) or Monte-Carlo "
                     "columns (mc_samples=1)."
                 ) from error
@@ -111,20 +112,14 @@ def compute_kernels(
 
 
 def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Kernels:
-    names = [name for members in task.groups.values() for name in members]
-    count, depth = task.axis.num_samples, task.columns.shape[0]
-    itemsize = task.outputs.element_size()
-    if task.session is not None:  # BackPACK brings all columns of all layers in one sweep
-        passes = [Pass(tuple(names), 1, 0)]
-    else:
-        fixed = kernel_bytes(count, depth, mode, itemsize, len(task.groups))
-        passes = plan_passes(
-            task.tape, task.structure, names, count, depth, itemsize, fixed, budget
-        )
+    count, depth = task.located.axis.num_samples, task.columns.shape[0]
+    itemsize = task.columns.element_size()
+    fixed = kernel_bytes(count, depth, mode, itemsize, len(task.groups))
+    passes = task.passes(count, fixed, budget)
     plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * itemsize))))
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None
-    if kept is not None and task.session is None:
+    if kept is not None:
         plan.room = max(0, budget - fixed - sum(part.size for part in passes))
     for part in passes:
         if part.blocks == 1:
@@ -163,7 +158,7 @@ def _add_by_blocks(
     depth = task.columns.shape[0]
     step = -(-depth // part.blocks)
     starts = range(0, depth, step)
-    count = task.axis.num_samples
+    count = task.located.axis.num_samples
     rows = count if split is None else split
     others = count if split is None else count - split
     shape = {"full": (rows, depth, others, depth), "trace": (rows, others)}.get(

@@ -12,7 +12,7 @@ formed once in the whole run and not once for every rank that meets it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -23,9 +23,9 @@ from lightning_vivit.errors import OptionError
 from lightning_vivit.factors import Factor, OuterProduct
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.factors.planning import Size, predicted_costs
-from lightning_vivit.kernel.compute import Kernels, KernelTask
+from lightning_vivit.jacobian.passes import Pass
+from lightning_vivit.kernel.compute import Kernels, KernelTask, kernel_bytes
 from lightning_vivit.kernel.contraction import fuse_biases
-from lightning_vivit.kernel.passes import Pass, kernel_bytes, plan_passes
 from lightning_vivit.kernel.plan import Plan
 from lightning_vivit.machine.memory import default_budget
 from lightning_vivit.parallel.messages import Form, rows_form
@@ -52,12 +52,11 @@ def shared_kernels(task: KernelTask, whole: Whole, max_memory: int | None = None
         ProblemError: The budget is too small; the message says what would fit.
         PeerError: Another rank failed.
     """
-    task = replace(task, structure=whole.structure)
     passes, budget = _agreed_passes(task, whole, max_memory)
-    plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * task.outputs.element_size()))))
+    plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * task.columns.element_size()))))
     kept: dict[str, Factor] | None = {} if _at_once(passes) else None
     size, depth = whole.num_samples, task.columns.shape[0]
-    totals = {group: task.outputs.new_zeros(size, depth, size, depth) for group in task.groups}
+    totals = {group: task.columns.new_zeros(size, depth, size, depth) for group in task.groups}
     used: set[str] = set()
     for part in passes:
         for left, right, rows, columns in _column_blocks(task, whole, part, plan):
@@ -78,16 +77,12 @@ def _agreed_passes(
     task: KernelTask, whole: Whole, max_memory: int | None
 ) -> tuple[list[Pass], int]:
     """The passes of the rank with the most samples, for the smallest budget."""
-    own = default_budget(task.outputs.device) if max_memory is None else max_memory
+    own = default_budget(task.columns.device) if max_memory is None else max_memory
     budget = min(whole.ranks.exchange(own))
-    names = [name for members in task.groups.values() for name in members]
-    if task.session is not None:
-        return [Pass(tuple(names), 1, 0)], budget
-    depth, itemsize = task.columns.shape[0], task.outputs.element_size()
+    depth, itemsize = task.columns.shape[0], task.columns.element_size()
     fixed = kernel_bytes(whole.num_samples, depth, "full", itemsize, len(task.groups))
     count = max(1, whole.counts[whole.ranks.rank])
-    passes = plan_passes(task.tape, task.structure, names, count, depth, itemsize, fixed, budget)
-    plans = whole.ranks.exchange(passes)
+    plans = whole.ranks.exchange(task.passes(count, fixed, budget))
     return plans[whole.counts.index(max(whole.counts))], budget
 
 
@@ -144,7 +139,7 @@ class _Round:
         Returns:
             The groups to which something was added, on any rank.
         """
-        ranks, device = self.whole.ranks, self.task.outputs.device
+        ranks, device = self.whole.ranks, self.task.columns.device
         mine, sent, forms = self._formed(left, right, fuse_biases)
         kinds = [
             {key: form.kind for key, form in each.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.jacobian.autograd import Structure
+from lightning_vivit.jacobian.structure import Structure
 from lightning_vivit.losses import LossCall
 from lightning_vivit.parallel.ranks import Ranks
 from lightning_vivit.problem.problem import Problem, Recording

@@ -28,8 +28,8 @@ from lightning_vivit.problem.isolation.precision import (
 from lightning_vivit.problem.isolation.shadow import copy_sharing_parameters, shadow
 from lightning_vivit.problem.isolation.writes import ParameterWriteError, WriteGuard
 from lightning_vivit.problem.outputs import check_outputs, forward
+from lightning_vivit.problem.preparation import PLAIN, Preparation
 from lightning_vivit.problem.returned_loss import explicit_loss, replayed_loss
-from lightning_vivit.problem.tape.backend import Backend
 from lightning_vivit.problem.tape.recorder import Recorder, Tape
 from lightning_vivit.problem.training_step import check_replayable, run_training_step
 from lightning_vivit.samples.axis import is_sequence_first, likely_counts
@@ -182,19 +182,16 @@ class Problem:
     def recorded(
         self,
         names: list[str] | None = None,
-        session: Backend | None = None,
+        preparation: Preparation = PLAIN,
         is_part: bool = False,
-        for_sweeps: bool = False,
     ) -> Iterator[Recording]:
         """Run the forward pass under the recorder.
 
         Args:
             names: Differentiate only these parameters.
-            session: Extends the module with BackPACK, on a copy.
+            preparation: Of the module, such as by a backend.
             is_part: The batch is a part of one; its own loss may be undefined, such as the mean
                 over targets that are all ignored.
-            for_sweeps: Whether it will be backpropagated through once for each column, so that
-                operations are worth running in forms that are faster there.
 
         Yields:
             The recording; autocast is off and the random state is forked until the end.
@@ -208,15 +205,15 @@ class Problem:
         with quiet_numerics(), ExitStack() as stack:
             if self.in_eval:
                 stack.enter_context(eval_mode(self.model))
-            forms = Substitutes() if for_sweeps and session is None else None
+            forms = Substitutes() if preparation.takes_forms else None
             if self.model in _FORMATTED:
                 forms = None
             try:
-                recorder, returned = self._run(stack, session, wanted, dtype, forms)
+                recorder, returned = self._run(stack, preparation, wanted, dtype, forms)
             except Exception:
                 if forms is None or not forms.changed_format:
                     raise
-                recorder, returned = self._run(stack, session, wanted, dtype)
+                recorder, returned = self._run(stack, preparation, wanted, dtype)
                 _FORMATTED.add(self.model)  # it ran only in the format that it expects
             loss, value = None, None
             if self._step is not None:
@@ -244,22 +241,22 @@ class Problem:
     def _run(
         self,
         stack: ExitStack,
-        session: Backend | None,
+        preparation: Preparation,
         wanted: list[str],
         dtype: torch.dtype | None,
         forms: Substitutes | None = None,
     ) -> tuple[Recorder, Any]:
         """The forward pass or the training step, recorded, on a copy if it writes to parameters."""
         try:
-            return self._run_once(stack, session, wanted, dtype, forms)
+            return self._run_once(stack, preparation, wanted, dtype, forms)
         except ParameterWriteError:  # only to a copy of its own, from now on
             _WRITERS.add(self.model)
-            return self._run_once(stack, session, wanted, dtype, forms)
+            return self._run_once(stack, preparation, wanted, dtype, forms)
 
     def _run_once(
         self,
         stack: ExitStack,
-        session: Backend | None,
+        preparation: Preparation,
         wanted: list[str],
         dtype: torch.dtype | None,
         forms: Substitutes | None,
@@ -268,7 +265,7 @@ class Problem:
 
         Args:
             stack: Keeps what has to last as long as the recording.
-            session: Extends the module with BackPACK.
+            preparation: Of the module.
             wanted: The parameters.
             dtype: What the module is converted to.
             forms: Runs the operations in equivalent forms.
@@ -284,12 +281,12 @@ class Problem:
         replays = self._step is not None
         data = convert_batch(self._inputs, dtype)
         with ExitStack() as attempt:
-            model = attempt.enter_context(self._stand_in(session, dtype))
+            model = attempt.enter_context(self._stand_in(preparation, dtype))
             attempt.enter_context(default_dtype_of(model, replays))
             parameters = self.trainable() if dtype is None else _trainable(model)
             guard = WriteGuard(model) if dtype is None else None
             recorder = Recorder({name: parameters[name] for name in wanted}, data, guard, forms)
-            with self._attached(session, model), recorder.watch(model):
+            with preparation.attach(model, self.model), recorder.watch(model):
                 if self._step is not None:
                     returned = run_training_step(model, data, self._step[1])  # type: ignore[arg-type]
                 else:
@@ -298,19 +295,16 @@ class Problem:
         return recorder, returned
 
     def _stand_in(
-        self, session: Backend | None, dtype: torch.dtype | None
+        self, preparation: Preparation, dtype: torch.dtype | None
     ) -> AbstractContextManager[nn.Module]:
         """What runs in place of the module, so that the module itself keeps no trace."""
         if self._step is not None:
             return shadow(self.model, dtype)  # type: ignore[arg-type]
         if dtype is not None:
             return nullcontext(converted_copy(self.model, dtype))
-        return nullcontext(self.model if session is None else copy_sharing_parameters(self.model))
-
-    def _attached(
-        self, session: Backend | None, stand_in: nn.Module
-    ) -> AbstractContextManager[None]:
-        return nullcontext() if session is None else session.attach(stand_in, self.model)
+        return nullcontext(
+            copy_sharing_parameters(self.model) if preparation.needs_copy else self.model
+        )
 
 
 # Modules that write to their parameters while they run.

@@ -490,7 +490,7 @@ def test_a_failing_pass_leaves_the_training_as_it_is(
 def test_auto_says_its_choice_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_vivit.evaluation.build_exact._SAID", set())
+    monkeypatch.setattr("lightning_vivit.evaluation.backends._SAID", set())
     model, x = build("relu")
     with caplog.at_level("INFO", logger="lightning_vivit"):
         for _ in range(3):

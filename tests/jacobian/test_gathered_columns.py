@@ -10,12 +10,11 @@ from oracle.reference import case, jacobian, parameter_slices
 import lightning_vivit.jacobian.collector as collector
 from lightning_vivit import empirical_ntk
 from lightning_vivit.factors import MODES, Factor, contract
-from lightning_vivit.jacobian.autograd import jacobian_factors
+from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.jacobian.collector import gathered_columns
 from lightning_vivit.jacobian.columns import unit_columns
-from lightning_vivit.jacobian.proof import locate_samples
+from lightning_vivit.jacobian.structured import jacobian_factors
 from lightning_vivit.problem.problem import Problem
-from lightning_vivit.samples.layout import SampleLayout
 
 NAMES = [
     "cnn",
@@ -34,10 +33,9 @@ def checked_factors(
     found, places = case(name), parameter_slices(name)
     batch = found.inputs.contiguous(memory_format=memory_format)
     with Problem(found.model, None, batch).recorded() as live:
-        tape, outputs = live.tape, live.outputs
-        axis, structure = locate_samples(tape, outputs, live.sizes, live.model)
-        columns = unit_columns(outputs, SampleLayout(axis.num_samples))
-        factors = jacobian_factors(tape, outputs, axis, structure, columns, gathers=gathers)
+        located = AutogradBackend().locate(live)
+        columns = unit_columns(located.outputs, located.layout)
+        factors = jacobian_factors(located, columns, gathers=gathers)
     expected = jacobian(name)
     for key, place in places.items():
         torch.testing.assert_close(factors[key].rows(), expected[..., place])
@@ -94,15 +92,13 @@ def test_blocks_of_rows_of_any_size(entries: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_little_memory_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lightning_vivit.kernel.compute as kernels
+    plain, seen = AutogradBackend.factors, []
 
-    plain, seen = kernels.jacobian_factors, []
+    def watched(self, located, columns, names, gathers=False):
+        seen.append(gathers)
+        return plain(self, located, columns, names, gathers)
 
-    def watched(*args):
-        seen.append(args[6])
-        return plain(*args)
-
-    monkeypatch.setattr(kernels, "jacobian_factors", watched)
+    monkeypatch.setattr(AutogradBackend, "factors", watched)
     found = case("cnn")
     free = empirical_ntk(found.model, found.inputs)
     tight = empirical_ntk(found.model, found.inputs, max_memory=28_000)

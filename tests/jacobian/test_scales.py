@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_vivit import Problem, empirical_ntk
+from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.jacobian.proof import locate_samples
 from lightning_vivit.jacobian.scales import NormalisedConvolution
 from lightning_vivit.rules.registry import find_rule, register_rule, unregister_rule
@@ -81,7 +82,7 @@ def expected(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def check(model: nn.Module, x: Tensor, tolerance: float = 1e-10) -> None:
-    with Problem(model, None, x).recorded(for_sweeps=True) as live:
+    with Problem(model, None, x).recorded(preparation=AutogradBackend()) as live:
         structure = locate_samples(live.tape, live.outputs, live.sizes, live.model)[1]
     assert not structure.dense  # no rule was found to disagree with autograd
     found = empirical_ntk(model, x, param_groups="parameter")

@@ -12,7 +12,8 @@ from oracle.reference import case, jacobian, parameter_slices
 from torch import Tensor, nn
 
 from lightning_vivit import KernelEstimate, OptionError, empirical_ntk
-from lightning_vivit.kernel import compute as kernels_module
+from lightning_vivit.jacobian.autograd import AutogradBackend
+from lightning_vivit.jacobian.structure import Located
 
 NETWORKS = [
     "mlp_relu",
@@ -133,13 +134,13 @@ def test_only_the_needed_columns_are_backpropagated(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], columns: int
 ) -> None:
     seen = []
-    plain = kernels_module.jacobian_factors
+    plain = AutogradBackend.factors
 
-    def watched(*args: Any) -> Any:
-        seen.append(args[4].shape[0])
-        return plain(*args)
+    def watched(self: AutogradBackend, located: Located, columns: Tensor, *args: Any) -> Any:
+        seen.append(columns.shape[0])
+        return plain(self, located, columns, *args)
 
-    monkeypatch.setattr(kernels_module, "jacobian_factors", watched)
+    monkeypatch.setattr(AutogradBackend, "factors", watched)
     empirical_ntk(case("cnn").model, case("cnn").inputs, **options)
     assert seen == [columns]
 

@@ -13,6 +13,7 @@ from oracle.reference import case
 from torch import nn
 
 from lightning_vivit import Problem, ProblemError, empirical_ntk, evaluate
+from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.kernel.compute import KernelTask, compute_kernels
 
 TARGETS = torch.tensor([0, 2, 1, 2])
@@ -51,18 +52,15 @@ def test_small_budgets_change_nothing(name: str) -> None:
 def plan_of(name: str, budget: int):
     """The passes and the kernel of a network under a budget."""
     from lightning_vivit.jacobian.columns import unit_columns
-    from lightning_vivit.jacobian.proof import locate_samples
-    from lightning_vivit.samples.layout import SampleLayout
 
     found = case(name)
     problem = Problem(found.model, None, found.inputs)
+    backend = AutogradBackend()
     with problem.recorded() as recording:
-        axis, structure = locate_samples(
-            recording.tape, recording.outputs, recording.sizes, recording.model
-        )
-        columns = unit_columns(recording.outputs, SampleLayout(axis.num_samples))
+        located = backend.locate(recording)
+        columns = unit_columns(located.outputs, located.layout)
         groups = {"all": list(recording.tape.parameters)}
-        task = KernelTask(recording.tape, recording.outputs, axis, structure, columns, groups)
+        task = KernelTask(backend, located, columns, groups)
         return compute_kernels(task, max_memory=budget)
 
 

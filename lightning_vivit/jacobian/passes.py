@@ -1,4 +1,4 @@
-"""Memory budget: how much is free, what an evaluation needs, and how to cut it into passes."""
+"""Backward sweeps that stay inside a memory budget: which parameters and columns each takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.jacobian.autograd import Structure
 from lightning_vivit.jacobian.collector import gathered_columns
+from lightning_vivit.jacobian.structure import Located, Structure
 from lightning_vivit.problem.tape.recorder import Call, Tape
 from lightning_vivit.samples.batch import tensors_in
 
@@ -33,32 +33,21 @@ class Pass:
     gathers: bool = False
 
 
-def kernel_bytes(num_samples: int, num_columns: int, mode: str, itemsize: int, groups: int) -> int:
-    """Bytes of the kernels and of the temporary products while they are added up."""
-    pairs = num_samples**2
-    pairs *= {"full": num_columns**2, "diagonal": num_columns, "trace": 1}[mode]
-    return pairs * itemsize * (groups + 2)
-
-
 def plan_passes(
-    tape: Tape,
-    structure: Structure,
+    located: Located,
     names: Sequence[str],
     num_samples: int,
     num_columns: int,
-    itemsize: int,
     fixed: int,
     budget: int,
 ) -> list[Pass]:
     """Cut the work into backward sweeps that stay inside a budget.
 
     Args:
-        tape: The recording.
-        structure: Its proved structure.
+        located: The forward pass.
         names: All parameters that are wanted.
         num_samples: N.
         num_columns: D.
-        itemsize: Bytes of one entry.
         fixed: Bytes that are needed throughout (the kernels).
         budget: Bytes that may be used over the forward pass.
 
@@ -68,8 +57,8 @@ def plan_passes(
     Raises:
         ProblemError: Even one column at a time does not fit; the message says what would.
     """
-    room = budget - fixed
-    bundles = _bundles(tape, structure, names, num_samples, num_columns)
+    room, itemsize = budget - fixed, located.outputs.element_size()
+    bundles = _bundles(located.tape, located.structure, names, num_samples, num_columns)
     sizes = {
         bundle: (int(_COPIES * itemsize * num_columns * columns), itemsize * patches)
         for bundle, (columns, patches, _) in bundles.items()

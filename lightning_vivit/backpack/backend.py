@@ -5,7 +5,7 @@ module never gets a hook or a flag; what BackPACK puts on the parameters is remo
 exception. Gradients are taken with `torch.autograd.grad`: `.grad` is not touched.
 
 What BackPACK keeps of the forward pass (``input0``, ``output`` of each layer) would tie the copy to
-its own autograd graph in a cycle that Python cannot collect. So it stays in the session, and is on
+its own autograd graph in a cycle that Python cannot collect. So it stays in the backend, and is on
 the layers only while the extended backward pass runs.
 """
 
@@ -26,8 +26,12 @@ from lightning_vivit.backpack.guard import ADVICE, Guard, check_layers
 from lightning_vivit.backpack.vivit import ViViTGGNExact
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.factors import Factor
+from lightning_vivit.jacobian.backend import Backend
+from lightning_vivit.jacobian.passes import Pass
 from lightning_vivit.jacobian.probing import make_probe, mismatch, tolerance
-from lightning_vivit.problem.tape.recorder import Tape
+from lightning_vivit.jacobian.proof import refuse_mixing
+from lightning_vivit.jacobian.structure import Located, Structure
+from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.samples.axis import SampleAxis
 
 
@@ -51,8 +55,11 @@ class _ColumnsExtension(ModuleExtension):
         return module.columns
 
 
-class BackpackSession:
+class BackpackBackend(Backend):
     """Extends a stand-in of the user's module and collects the factors of its layers."""
+
+    name = "backpack"
+    needs_copy = True
 
     def __init__(self) -> None:
         """Prepare; `attach` comes before the forward pass, `factors` after it."""
@@ -60,6 +67,10 @@ class BackpackSession:
         self._extension.set_module_extension(_Columns, _ColumnsExtension())
         self._guard: Guard | None = None
         self._activations: list[tuple[nn.Module, dict[str, Any]]] = []
+
+    def expected_cost(self, problem: Problem) -> float:
+        """1.5: between 1.2 and 1.8 on the networks of the benchmark."""
+        return 1.5
 
     @contextmanager
     def attach(self, stand_in: nn.Module, original: nn.Module) -> Iterator[None]:
@@ -97,17 +108,37 @@ class BackpackSession:
             self._activations = _take_activations(extended)
         self._guard.check()
 
+    def locate(self, recording: Recording) -> Located:
+        """One sample in each row; nothing is proved, since the factors are checked."""
+        tape, outputs = recording.tape, recording.outputs
+        refuse_mixing(tape, outputs.shape[0])
+        return Located(tape, outputs, SampleAxis(0, outputs.shape[0]), Structure())
+
+    def passes(
+        self,
+        located: Located,
+        names: Sequence[str],
+        num_samples: int,
+        num_columns: int,
+        fixed: int,
+        budget: int,
+    ) -> list[Pass]:
+        """One: BackPACK brings all columns of all layers at once, in memory that it does not tell.
+
+        The pass counts as all that is left of the budget.
+        """
+        return [Pass(tuple(names), 1, max(0, budget - fixed))]
+
     def factors(
-        self, tape: Tape, outputs: Tensor, axis: SampleAxis, columns: Tensor, names: Sequence[str]
+        self, located: Located, columns: Tensor, names: Sequence[str], gathers: bool = False
     ) -> dict[str, Factor]:
         """Factors of the parameters for given columns, checked against autograd.
 
         Args:
-            tape: The recording.
-            outputs: [N, C], the direct output of an extended layer.
-            axis: Where the samples are in the outputs.
+            located: The forward pass; its outputs [N, C] come directly from an extended layer.
             columns: [D, N, C].
             names: Parameters for which factors are wanted.
+            gathers: Without a meaning here.
 
         Returns:
             Parameter name -> factor.
@@ -115,11 +146,12 @@ class BackpackSession:
         Raises:
             ProblemError: BackPACK failed, or its product with a random vector is not autograd's.
         """
+        outputs, axis = located.outputs, located.axis
         if outputs.ndim != 2 or axis.num_samples != outputs.shape[0]:
             raise ProblemError(
                 f"BackPACK propagates outputs of shape [N, C], got {tuple(outputs.shape)}. {ADVICE}"
             )
-        parameters = [tape.parameters[name] for name in names]
+        parameters = [located.tape.parameters[name] for name in names]
         by_id = {id(parameter): name for name, parameter in zip(names, parameters, strict=True)}
         found: dict[str, Factor] = {}
 
