@@ -18,15 +18,42 @@ from lightning_vivit.samples.layout import SampleLayout
 
 LossRule: TypeAlias = "Callable[[LossCall, SampleLayout], SampleLoss]"
 
+# One line for each function of torch that has a rule.
+_BUILT_IN: dict[Callable[..., Any], LossRule] = {
+    F.cross_entropy: CrossEntropy,
+    F.nll_loss: CrossEntropy,
+    F.mse_loss: SquaredError,
+    F.binary_cross_entropy_with_logits: BinaryCrossEntropy,
+}
 _RULES: dict[str, LossRule] = {
-    "cross_entropy": CrossEntropy,
-    "nll_loss": CrossEntropy,
-    "mse_loss": SquaredError,
-    "binary_cross_entropy_with_logits": BinaryCrossEntropy,
+    **{function.__name__: rule for function, rule in _BUILT_IN.items()},
     "custom": CustomLoss,
 }
-
 SUPPORTED: tuple[str, ...] = tuple(_RULES)
+
+# What the recorder looks for, with the name in `LossCall`.
+LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {f: f.__name__ for f in _BUILT_IN}
+OTHER_LOSSES: dict[Callable[..., Any], str] = {
+    getattr(F, name): name
+    for name in (
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "kl_div",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+        "hinge_embedding_loss",
+        "soft_margin_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "multilabel_soft_margin_loss",
+        "cosine_embedding_loss",
+        "margin_ranking_loss",
+        "triplet_margin_loss",
+        "ctc_loss",
+    )
+}
 
 
 def add_loss_rule(name: str, rule: LossRule) -> None:
@@ -70,34 +97,3 @@ def make_loss(call: LossCall, layout: SampleLayout) -> SampleLoss:
             "loss function of outputs and targets."
         )
     return _RULES[call.name](call, layout)
-
-
-LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
-    F.cross_entropy: "cross_entropy",
-    F.nll_loss: "nll_loss",
-    F.mse_loss: "mse_loss",
-    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
-}
-
-
-OTHER_LOSSES: dict[Callable[..., Any], str] = {
-    getattr(F, name): name
-    for name in (
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "binary_cross_entropy",
-        "kl_div",
-        "poisson_nll_loss",
-        "gaussian_nll_loss",
-        "hinge_embedding_loss",
-        "soft_margin_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "multilabel_soft_margin_loss",
-        "cosine_embedding_loss",
-        "margin_ranking_loss",
-        "triplet_margin_loss",
-        "ctc_loss",
-    )
-}
