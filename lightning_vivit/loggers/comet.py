@@ -12,6 +12,7 @@ from lightning_vivit.loggers.writer import LogWriter
 class CometWriter(LogWriter):
     """Logs histograms as 3D histograms over the steps, and figures as images."""
 
+    kind = "CometLogger"
     logger: CometLogger
     shows = ("histograms", "figures")
 

@@ -26,6 +26,7 @@ class CSVWriter(LogWriter):
     64 MiB nothing more is written to it. The monitors' option `dump` writes everything.
     """
 
+    kind = "CSVLogger"
     logger: CSVLogger
     shows = ("histograms",)
 

@@ -20,6 +20,7 @@ class MLFlowWriter(LogWriter):
     Figures need mlflow >= 2.11.
     """
 
+    kind = "MLFlowLogger"
     logger: MLFlowLogger
     shows = ("figures",)
 

@@ -7,14 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import (
-    CometLogger,
-    CSVLogger,
-    Logger,
-    MLFlowLogger,
-    TensorBoardLogger,
-    WandbLogger,
-)
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -27,14 +20,14 @@ from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.loggers.wandb import WandbWriter
 from lightning_vivit.loggers.writer import LogWriter
 
-# Lightning's own classes; the libraries behind them need not be installed.
-WRITERS: dict[type[Logger], type[LogWriter]] = {
-    TensorBoardLogger: TensorBoardWriter,
-    CSVLogger: CSVWriter,
-    WandbLogger: WandbWriter,
-    MLFlowLogger: MLFlowWriter,
-    CometLogger: CometWriter,
-}
+# One line for each kind of logger; the libraries behind them need not be installed.
+WRITERS: tuple[type[LogWriter], ...] = (
+    TensorBoardWriter,
+    CSVWriter,
+    WandbWriter,
+    MLFlowWriter,
+    CometWriter,
+)
 
 # Kinds of loggers of which a run was told already that they show less.
 _told: WeakKeyDictionary[Trainer, set[type[Logger]]] = WeakKeyDictionary()
@@ -51,10 +44,8 @@ def x_axis_step(trainer: Trainer) -> int:
 
 def writer_for(logger: Logger) -> LogWriter:
     """The writer of a logger's kind; an unknown kind gets the scalars."""
-    for kind, writer in WRITERS.items():
-        if isinstance(logger, kind):
-            return writer(logger)
-    return LogWriter(logger)
+    names = {kind.__name__ for kind in type(logger).__mro__}
+    return next((writer for writer in WRITERS if writer.kind in names), LogWriter)(logger)
 
 
 def publish(trainer: Trainer, entry: LogEntry) -> None:

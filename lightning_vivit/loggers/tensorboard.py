@@ -30,6 +30,7 @@ _SUB_RUNS: WeakKeyDictionary[TensorBoardLogger, SummaryWriter] = WeakKeyDictiona
 class TensorBoardWriter(LogWriter):
     """Adds an entry's histograms, figures and limits to the scalars."""
 
+    kind = "TensorBoardLogger"
     logger: TensorBoardLogger
     shows = ("histograms", "figures")
 

@@ -20,6 +20,7 @@ class WandbWriter(LogWriter):
     Lightning write the same step at different times.
     """
 
+    kind = "WandbLogger"
     logger: WandbLogger
     shows = ("histograms", "figures")
 

@@ -20,9 +20,11 @@ class LogWriter:
         logger: A logger of the Trainer.
 
     Attributes:
+        kind: Name of the loggers' class, whichever package it comes from; subclasses count.
         shows: Which of `PICTURES` a logger of this kind takes.
     """
 
+    kind: ClassVar[str] = "Logger"
     shows: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, logger: Logger) -> None:
