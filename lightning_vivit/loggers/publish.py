@@ -21,13 +21,15 @@ from lightning_vivit.loggers.wandb import WandbWriter
 from lightning_vivit.loggers.writer import LogWriter
 
 # One line for each kind of logger; the libraries behind them need not be installed.
-WRITERS: tuple[type[LogWriter], ...] = (
+_WRITERS = (
+    LogWriter,
     TensorBoardWriter,
     CSVWriter,
     WandbWriter,
     MLFlowWriter,
     CometWriter,
 )
+WRITERS: dict[str, type[LogWriter]] = {writer.kind: writer for writer in _WRITERS}
 
 # Kinds of loggers of which a run was told already that they show less.
 _told: WeakKeyDictionary[Trainer, set[type[Logger]]] = WeakKeyDictionary()
@@ -44,8 +46,8 @@ def x_axis_step(trainer: Trainer) -> int:
 
 def writer_for(logger: Logger) -> LogWriter:
     """The writer of a logger's kind; an unknown kind gets the scalars."""
-    names = {kind.__name__ for kind in type(logger).__mro__}
-    return next((writer for writer in WRITERS if writer.kind in names), LogWriter)(logger)
+    names = (kind.__name__ for kind in type(logger).__mro__)
+    return next((WRITERS[name] for name in names if name in WRITERS), LogWriter)(logger)
 
 
 def publish(trainer: Trainer, entry: LogEntry) -> None:
