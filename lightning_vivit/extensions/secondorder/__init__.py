@@ -1,5 +1,5 @@
 """Second-order BackPACK extensions."""
 
-from lightning_vivit.backpack.vivit import ViViTGGNExact, ViViTGGNMC
+from lightning_vivit.extensions.secondorder.vivit import ViViTGGNExact, ViViTGGNMC
 
 __all__ = ["ViViTGGNExact", "ViViTGGNMC"]
