@@ -128,13 +128,4 @@ def evaluate_request(problem: Problem, request: Request) -> Result:
             if not matrix_free:
                 return gram_evaluation(recording, backend, groups, request)
         del recording  # and its graph
-    return MatrixFreeEvaluation(
-        problem,
-        groups,
-        k=request.k,
-        tol=request.tol,
-        matrix=request.matrix,
-        microbatch=request.microbatch,
-        max_memory=request.max_memory,
-        start=request.start,
-    )
+    return MatrixFreeEvaluation(problem, groups, request)

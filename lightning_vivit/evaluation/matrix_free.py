@@ -19,11 +19,13 @@ from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
 from lightning_vivit.evaluation.directions import Damping, Directions
 from lightning_vivit.evaluation.interface import Facts, Question, Result
-from lightning_vivit.matrices import Matrix, find_matrix
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.matrixfree.products import Products
 from lightning_vivit.matrixfree.search import Search
 from lightning_vivit.problem.groups import require_group
 from lightning_vivit.problem.problem import Problem
+
+_TRACE_SAMPLES = 6  # random vectors for a trace
 
 
 class MatrixFreeEvaluation(Result):
@@ -39,61 +41,49 @@ class MatrixFreeEvaluation(Result):
         self,
         problem: Problem,
         groups: Mapping[str, list[str]],
+        request: Request,
         *,
-        k: int,
-        tol: float = 1e-3,
-        matrix: str | Matrix = "ggn",
         which: str = "largest",
-        microbatch: int | None = None,
-        start: Mapping[str, Start] | None = None,
         max_products: int | None = None,
-        max_memory: int | None = None,
-        trace_samples: int = 6,
-        seed: int = 0,
     ) -> None:
         """Prepare the products; eigenpairs are computed when they are asked for.
 
         Args:
             problem: What is differentiated; it needs a loss.
             groups: Group name -> parameter names.
-            k: Eigenpairs of each group that will be asked for (more can be, at a further cost).
-            tol: Largest relative residual of an eigenpair.
-            matrix: One of `MATRICES` by its name, or a matrix of your own.
+            request: Whose eigenpairs, how many and how exact; more can be asked for later, at a
+                further cost.
             which: ``largest`` (algebraic) or ``magnitude`` eigenvalues.
-            microbatch: Samples that are in memory at once; None for as many as fit.
-            start: What `warm_start` of an earlier evaluation gave.
             max_products: Upper limit of products for each group; None for 20 k + 100.
-            max_memory: Bytes for the graph of the samples that are in memory at once, if there is
-                no `microbatch`; None for half of what is free.
-            trace_samples: Random vectors for the trace.
-            seed: Of all random vectors.
 
         Raises:
-            OptionError: Unknown matrix, no loss, or an impossible option.
+            OptionError: No loss, or an impossible option.
             ProblemError: The problem is not supported.
             InteractionError: Samples influence each other.
         """
         names = [name for members in groups.values() for name in members]
-        self.matrix = find_matrix(matrix)
+        self.matrix, self._k = request.chosen_matrix, request.k
         self._products = Products(
-            problem, names, self.matrix, microbatch=microbatch, max_memory=max_memory
+            problem,
+            names,
+            self.matrix,
+            microbatch=request.microbatch,
+            max_memory=request.max_memory,
         )
-        warm = start or {}
+        warm = request.start or {}
         self._searches = {
             group: Search(
                 self._products,
                 self._products.space(own),
                 group,
-                k,
-                tol,
+                request.k,
+                request.tol,
                 which,
                 warm.get(group),
                 max_products,
-                seed,
             )
             for group, own in groups.items()
         }
-        self._k, self._trace_samples = k, trace_samples
         self._traces: dict[str, TraceEstimate] = {}
         self._gradients: dict[str, Tensor] = {}
         batches = self._products.batches
@@ -232,10 +222,10 @@ class MatrixFreeEvaluation(Result):
     def trace(self, group: str = "all") -> TraceEstimate:
         """Trace of the matrix with its standard error, by Hutch++ on the solver's basis.
 
-        Costs `trace_samples` Jacobian-vector products (full products for the Hessian).
+        Costs 6 Jacobian-vector products (full products for the Hessian).
         """
         if group not in self._traces:
-            self._traces[group] = self._search(group).trace(self._trace_samples)
+            self._traces[group] = self._search(group).trace(_TRACE_SAMPLES)
         return self._traces[group]
 
     def gradient_norm_squared(self, group: str = "all") -> Tensor:

@@ -31,7 +31,6 @@ class Search:
         which: ``largest`` (algebraic) or ``magnitude`` eigenvalues.
         start: What an earlier search found.
         max_products: Upper limit of products; None for 20 k + 100.
-        seed: Of all random vectors.
         pushed: J e of the eigenvectors, [N, D, K], where the search went among vectors over
             samples and columns, which has them; else None.
     """
@@ -44,7 +43,6 @@ class Search:
     which: str = "largest"
     start: Start | None = None
     max_products: int | None = None
-    seed: int = 0
     pushed: Tensor | None = field(default=None, init=False)
     _known: Eigenpairs | None = field(default=None, init=False)
 
@@ -90,7 +88,7 @@ class Search:
                 max_basis=None if dual is None else dual.vectors(search_vectors(wanted)),
                 dtype=products.dtype,
                 device=products.device,
-                generator=torch.Generator().manual_seed(self.seed),
+                generator=torch.Generator().manual_seed(0),
             )
         self.pushed = None
         if dual is not None:
@@ -121,7 +119,7 @@ class Search:
                 return scale * dual.squares(dual.pull(vectors))
             return self.products.quadratic(self.space, vectors)
 
-        draws = torch.Generator().manual_seed(self.seed + 1)
+        draws = torch.Generator().manual_seed(1)
         with self.products.prepared():
             return estimate_trace(form, pairs.basis, pairs.captured, samples, draws)
 

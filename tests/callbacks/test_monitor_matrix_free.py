@@ -72,9 +72,9 @@ def test_monitors_share_the_search_and_start_from_the_last_one(tmp_path, monkeyp
     seen = []
     original = MatrixFreeEvaluation.__init__
 
-    def spy(self, *args, **kwargs):
-        seen.append((kwargs["k"], kwargs["start"] is not None))
-        original(self, *args, **kwargs)
+    def spy(self, problem, groups, request):
+        seen.append((request.k, request.start is not None))
+        original(self, problem, groups, request)
 
     monkeypatch.setattr(MatrixFreeEvaluation, "__init__", spy)
     options = {"every_n_steps": 2, "method": "matrix_free", "on_error": "raise"}

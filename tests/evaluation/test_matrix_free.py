@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_vivit import MatrixFreeEvaluation, OptionError, Problem, ProblemError, evaluate
+from lightning_vivit.evaluation.request import Request
 from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrixfree.fitting import graph_bytes
 from lightning_vivit.matrixfree.products import Products
@@ -197,15 +198,9 @@ def test_hessian_against_a_dense_one(name, which, microbatch):
     values = torch.linalg.eigvalsh(torch.stack(rows))
     order = values.abs().argsort() if which == "magnitude" else values.argsort()
     problem = Problem(found.model, function, found.inputs, targets)
-    evaluation = MatrixFreeEvaluation(
-        problem,
-        {"all": names(found.model)},
-        k=3,
-        tol=1e-7,
-        matrix="hessian",
-        which=which,
-        microbatch=microbatch,
-    )
+    request = Request(k=3, tol=1e-7, matrix="hessian", microbatch=microbatch)
+    groups = {"all": names(found.model)}
+    evaluation = MatrixFreeEvaluation(problem, groups, request, which=which)
     torch.testing.assert_close(evaluation.eigenvalues(), values[order[-3:]])
 
 
@@ -252,7 +247,8 @@ def test_what_it_cannot_do_is_said():
 def test_too_few_products_give_a_warning_and_the_flag():
     _, _, problem = free("mlp_gelu_deep", "cross_entropy")
     groups = {"all": list(problem.trainable())}
-    evaluation = MatrixFreeEvaluation(problem, groups, k=3, tol=1e-7, max_products=4)
+    request = Request(k=3, tol=1e-7)
+    evaluation = MatrixFreeEvaluation(problem, groups, request, max_products=4)
     with pytest.warns(RuntimeWarning, match="residuals up to"):
         pairs = evaluation.eigenpairs(k=3)
     assert not pairs.converged and pairs.products == 4

@@ -24,6 +24,7 @@ from lightning_vivit import (
     directional_derivatives,
     evaluate,
 )
+from lightning_vivit.evaluation import build_exact
 from lightning_vivit.matrices.empirical_fisher import EmpiricalFisher
 from lightning_vivit.matrixfree.products import Products
 
@@ -282,15 +283,13 @@ def test_subsets_of_the_samples():
 def test_one_column_is_backpropagated(monkeypatch):
     """Not one for each output, unless somebody asks for the NTK."""
     explicit, seen = wide(), []
-    from lightning_vivit.kernel import compute
+    original = build_exact.compute_kernels
 
-    original = compute.jacobian_factors
+    def spy(task, **options):
+        seen.append(len(task.columns))
+        return original(task, **options)
 
-    def spy(tape, outputs, axis, structure, columns, *rest):
-        seen.append(len(columns))
-        return original(tape, outputs, axis, structure, columns, *rest)
-
-    monkeypatch.setattr(compute, "jacobian_factors", spy)
+    monkeypatch.setattr(build_exact, "compute_kernels", spy)
     evaluate(explicit.problem, matrix="empirical_fisher")
     evaluate(explicit.problem, matrix="empirical_fisher", kernel=True)
     assert seen == [1, 3]
