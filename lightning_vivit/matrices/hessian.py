@@ -23,7 +23,6 @@ class Hessian(Matrix):
     readings: ClassVar = {
         "eigenvalue_i": "μ₁ is the sharpness; far above `ggn/eigenvalue_1`: the part that the GGN "
         "leaves out matters",
-        "trace": "below `ggn/trace`: the part that the GGN leaves out has negative curvature",
     }
     semidefinite = False
     linearised = False

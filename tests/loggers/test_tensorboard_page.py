@@ -42,7 +42,7 @@ CHARTS = {
     "Gradient norm": 2,
     "Gradient norm of each layer": 5,
     "Variance of the per-sample gradients": 1,
-    "Seconds of a monitored step": 1,
+    "Time of a monitored step, in seconds": 1,
     "Share of the run's time spent in the monitors": 1,
 }
 HISTOGRAMS = {

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_vivit import GGNSpectrumMonitor
 from lightning_vivit.cli import main
+from lightning_vivit.demo import DigitsClassifier, DigitsDataModule
 from lightning_vivit.loggers import LogEntry
 from lightning_vivit.loggers.csv import CSVWriter
 from lightning_vivit.loggers.tensorboard import TensorBoardWriter
 from lightning_vivit.report import read_run
-from lightning_vivit.report.axes import Axis
-from lightning_vivit.report.charts import charts
+from lightning_vivit.report.drawing import MAX_POINTS, Line, histogram_chart, line_chart, thinned
+from lightning_vivit.report.plots import plots
 from lightning_vivit.report.runs import Histogram
-from lightning_vivit.report.svg import MAX_POINTS, Line, histogram_chart, line_chart, thinned
+from lightning_vivit.report.scale import Scale
+from lightning_vivit.statistics import SECTIONS
 
 KEYS = [
     *(f"ggn/eigenvalue_{i}" for i in (1, 2, 10)),
@@ -62,7 +65,7 @@ def log(logger: TensorBoardLogger | CSVLogger, scale: float = 1.0) -> Path:
         logger.log_metrics({EVIL: 1 / (1 + step), "accuracy": 0.5}, step)
     if isinstance(logger, TensorBoardLogger):
         image = torch.zeros(3, 4, 5)
-        logger.experiment.add_image("ntk/heatmap", image, 20)
+        logger.experiment.add_image("ntk/kernel", image, 20)
     logger.finalize("success")
     return Path(logger.log_dir)
 
@@ -142,20 +145,20 @@ def test_every_key_and_number_of_the_events_is_there(tmp_path: Path, board: Path
     ]
     assert titles == [
         EVIL,
-        "ggn/sharpness_lr",
-        "ggn/eigenvalue",
-        "again/ggn/trace",
-        "ggn/*/trace",
+        "Learning rate x sharpness / limit, stable below 1 ggn/sharpness_lr",
+        "Leading eigenvalues of the GGN ggn/eigenvalue_i",
+        "Trace of the GGN again/ggn/trace",
+        "Trace of the GGN ggn/*/trace",
         "ggn/eigenvalues_log10",
-        "directions/gamma_snr",
-        "ntk/distance",
-        "directions/gradient_norm",
-        "cost/seconds",
+        "Signal to noise of the slopes, per sample directions/gamma_snr_i",
+        "Distance to the first and the previous kernel ntk/distance_first, distance_previous",
+        "Gradient norm directions/gradient_norm",
+        "Time of a monitored step, in seconds cost/seconds",
     ]
     sections = [attrs["id"] for tag, attrs in shown.tags if tag == "section" and "id" in attrs]
     assert sections == ["training", "curvature", "directions", "kernel", "gradients", "cost"]
     pictures = [attrs for tag, attrs in shown.tags if tag == "img"]
-    assert [picture["alt"] for picture in pictures] == ["ntk/heatmap"]
+    assert [picture["alt"] for picture in pictures] == ["ntk/kernel"]
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path, board: Path) -> None:
@@ -169,7 +172,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path, board: Pat
         assert "url(" not in (attrs.get("style") or "")
     style = (tmp_path / "page.html").read_text().split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style
-    assert "prefers-color-scheme:dark" in style and style.count("{") == style.count("}")
+    assert "prefers-color-scheme: dark" in style and style.count("{") == style.count("}")
     text = "".join(shown.text)
     assert EVIL in text and "board & <b>" in text
 
@@ -274,34 +277,35 @@ def test_what_cannot_be_reported_is_said(
     assert left.value.code == 0 and "one self-contained HTML page" in capsys.readouterr().out
 
 
-def test_axes() -> None:
-    linear = Axis.around([0.0, 10.0], 100, 200)
+def test_scales() -> None:
+    linear = Scale.around([0.0, 10.0], 100, 200)
     assert not linear.log and linear.at(5.0) == pytest.approx(150)
     assert linear.ticks() == [0, 5, 10]
-    log = Axis.around([0.01, 100.0], 0, 100)
+    log = Scale.around([0.01, 100.0], 0, 100)
     assert log.log and log.at(1.0) == pytest.approx(50)
     assert log.ticks() == pytest.approx([0.01, 0.1, 1, 10, 100])
-    assert not Axis.around([1e-14, 1.0], 0, 1).log  # rounding, not decades
-    assert not Axis.around([-1.0, 100.0], 0, 1).log
+    assert not Scale.around([1e-14, 1.0], 0, 1).log  # rounding, not decades
+    assert not Scale.around([-1.0, 100.0], 0, 1).log
     for values in ([3.0], [0.0, 0.0], [], [-2.0, -2.0], [1e30, 1e30]):
-        axis = Axis.around(values, 0, 1)
+        axis = Scale.around(values, 0, 1)
         assert len(axis.ticks()) > 1 and all(0 < axis.at(each) < 1 for each in values)
 
 
 def test_lines_are_where_their_values_are() -> None:
     drawn = line_chart([Line("a", 3, False, [(0, 1.0), (5, 2.0), (10, 3.0)])], "t", limit=2.0)
-    (points,) = re.findall(r'<polyline class="line c3" points="([^"]+)"', drawn)
-    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, p.split(","))) for p in points.split()]
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    ((style, points),) = drawn.curves
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert style == "c3" and drawn.limit == y1
+    assert x1 - x0 == pytest.approx(x2 - x1) and y0 - y1 == pytest.approx(y1 - y2)
     assert x0 < x1 and y0 > y1  # up is up
-    (limit,) = re.findall(r'class="limit".*? y1="([\d.]+)"', drawn)
-    assert float(limit) == y1
+    assert [(dot.x, dot.y) for dot in drawn.dots] == points
+    assert drawn.dots[1].says == "a, step 5: 2"
 
 
 def test_lines_of_a_chart_are_in_order_of_rank() -> None:
-    (chart,) = charts(["ggn/eigenvalue_10", "ggn/eigenvalue_2", "ggn/eigenvalue_1"])
+    (chart,) = plots(["ggn/eigenvalue_10", "ggn/eigenvalue_2", "ggn/eigenvalue_1"])
     assert list(chart.lines.values()) == ["1", "2", "10"]
-    (chart,) = charts(["ntk/net.10/trace", "ntk/net.2/trace"])
+    (chart,) = plots(["ntk/net.10/trace", "ntk/net.2/trace"])
     assert list(chart.lines.values()) == ["net.2", "net.10"]
 
 
@@ -309,9 +313,73 @@ def test_histograms_are_densities_whatever_their_bins() -> None:
     coarse = Histogram(3, [0.0, 2.0], [10.0])
     fine = Histogram(3, [0.0, 1.0, 2.0], [10.0, 10.0])
     drawn = histogram_chart([(0, coarse), (1, fine)], "t")
-    tops = re.findall(r'<rect class="bar c\d" x="[\d.]+" y="([\d.]+)"', drawn)
-    assert len(tops) == 3 and len(set(tops)) == 1
-    assert drawn.count("density 0.5<") == 3
+    assert len(drawn.bars) == 3 and len({bar.y for bar in drawn.bars}) == 1
+    assert all(bar.says.endswith("density 0.5") for bar in drawn.bars)
+    wide, first, second = drawn.bars
+    assert wide.width == pytest.approx(first.width + second.width)
+    assert second.x == pytest.approx(first.x + first.width)
+
+
+def test_every_scalar_of_the_table_has_a_plot_in_its_category() -> None:
+    for section in SECTIONS.values():
+        for statistic in section.statistics:
+            if statistic.kind == "scalar":
+                key = f"{section.name}/{statistic.stem}" + {"_i": "_3", "": ""}.get(
+                    statistic.ending, "/net.0"
+                )
+                (plot,) = plots([f"mine-again/{key}"])
+                assert plot.category == statistic.category
+                assert plot.title == statistic.title(section.words)
+                assert plot.path == f"mine-again/{section.name}/{statistic.name}"
+
+
+def test_a_run_over_the_hessian_shows_its_charts(tmp_path: Path) -> None:
+    options = {"k": 2, "every_n_steps": 1, "data": "train", "max_samples": 8, "on_error": "raise"}
+    layers = {"param_groups": {"first": ["net.0.*"], "last": ["net.10.*"]}, "prefix": "two/"}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=TensorBoardLogger(tmp_path, name="run", version="0"),
+        callbacks=[
+            GGNSpectrumMonitor(matrix="hessian", figures_every=1, **options),
+            GGNSpectrumMonitor(matrix="hessian", figures_every=1, **options, **layers),
+        ],
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(DigitsClassifier(width=2), DigitsDataModule(batch_size=16))
+    shown = made(tmp_path, str(tmp_path / "run" / "0"))
+    drawn = [attrs["aria-label"] for tag, attrs in shown.tags if tag == "svg" and attrs.get("role")]
+    for chart in (
+        "Learning rate x sharpness / limit, stable below 1 (Hessian) hessian/sharpness_lr",
+        "Leading eigenvalues of the Hessian hessian/eigenvalue_i",
+        "Trace of the Hessian hessian/trace, trace_error",
+        "Overlap with the previous top subspace (Hessian) hessian/subspace_overlap",
+        "Matrix-vector products of a search (Hessian) hessian/products",
+        "Trace of the Hessian two/hessian/*/trace, trace_error",
+        "Leading eigenvalues of the Hessian two/hessian/last/eigenvalue_i",
+    ):
+        assert drawn.count(chart) == 1, chart
+    run = read_run(tmp_path / "run" / "0")
+    assert {key for key in run.scalars if "hessian" in key} <= set(shown.numbers())
+    glance = {row[0]: row[1] for row in shown.tables[0][1:]}
+    first, last = run.scalars["hessian/eigenvalue_1"].values()
+    assert glance["hessian/eigenvalue_1"] == f"{first:.4g} → {last:.4g}"
+    pictures = {attrs["alt"] for tag, attrs in shown.tags if tag == "img"}
+    spectra = {f"two/hessian/{group}/spectrum" for group in ("first", "last")}
+    assert pictures == {"hessian/spectrum", "two/hessian/layers", *spectra}
+
+
+def test_a_value_beyond_its_limit_is_marked(tmp_path: Path) -> None:
+    for name, last in {"over": 1.5, "under": 0.5}.items():
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step, each in enumerate([0.2, last]):
+                writer.add_scalar("ggn/sharpness_lr", each, step)
+        shown = made(tmp_path, str(tmp_path / name))
+        marked = [attrs["title"] for tag, attrs in shown.tags if attrs.get("class") == "wrong"]
+        assert marked == ["the learning rate is too large for the curvature"] * (last > 1)
 
 
 def loaded(path: Path) -> subprocess.CompletedProcess[str]:

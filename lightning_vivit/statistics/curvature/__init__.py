@@ -9,4 +9,10 @@ from lightning_vivit.statistics.curvature import (
 )
 from lightning_vivit.statistics.section import statistics_of
 
-CURVATURE = statistics_of(leading_eigenvalues, totals, search_cost, stability, overlap)
+CURVATURE = statistics_of(
+    leading_eigenvalues,
+    totals,
+    search_cost,
+    stability,
+    overlap,
+)

@@ -3,4 +3,8 @@
 from lightning_vivit.statistics.directions import curvatures, gradient_noise, slopes
 from lightning_vivit.statistics.section import statistics_of
 
-DIRECTIONS = statistics_of(slopes, curvatures, gradient_noise)
+DIRECTIONS = statistics_of(
+    slopes,
+    curvatures,
+    gradient_noise,
+)

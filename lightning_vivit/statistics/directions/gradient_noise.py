@@ -18,6 +18,7 @@ from lightning_vivit.statistics.key import Key
     chart="Gradient norm{mark}",
     definition="‖g‖; with `gradients=True`, as the next four",
     range="≥ 0",
+    reading="how steep the loss is; 0 where it is stationary",
     cost="none",
     option="gradients",
 )

@@ -3,4 +3,9 @@
 from lightning_vivit.statistics.ntk import alignment, kernel_spectrum, movement, projection
 from lightning_vivit.statistics.section import statistics_of
 
-NTK = statistics_of(kernel_spectrum, alignment, projection, movement)
+NTK = statistics_of(
+    kernel_spectrum,
+    alignment,
+    projection,
+    movement,
+)

@@ -1,4 +1,4 @@
-"""Axes: ranges, ticks and positions, on a linear or a logarithmic scale."""
+"""Scales of axes: ranges, ticks and positions, linear or logarithmic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICKS = 5
 
 
 @dataclass(frozen=True)
-class Axis:
+class Scale:
     """Maps values to positions between `start` and `end`."""
 
     low: float
@@ -26,8 +26,8 @@ class Axis:
     @classmethod
     def around(
         cls, values: Sequence[float], start: float, end: float, may_be_log: bool = True
-    ) -> Axis:
-        """An axis that shows all values, which are finite; without values from 0 to 1."""
+    ) -> Scale:
+        """A scale that shows all values, which are finite; without values from 0 to 1."""
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         log = may_be_log and low > 0 and LOG_RATIOS[0] < high / low < LOG_RATIOS[1]
         if log:
