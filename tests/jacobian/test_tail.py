@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_vivit import empirical_ntk
-from lightning_vivit.jacobian import autograd, collector
+from lightning_vivit.jacobian import collector, structured
 
 
 class Mean(nn.Module):
@@ -124,14 +124,14 @@ def test_kernels_are_those_of_explicit_jacobians(name, samples, monkeypatch):
     torch.manual_seed(0)
     model, inputs = make().double(), torch.randn(samples, *shape).double()
     seen = []
-    plain = autograd.shared_tail
+    plain = structured.shared_tail
 
     def watched(*args):
         found = plain(*args)
         seen.append(0 if found is None else len(found.arrived))
         return found
 
-    monkeypatch.setattr(autograd, "shared_tail", watched)
+    monkeypatch.setattr(structured, "shared_tail", watched)
     kernel = empirical_ntk(model, inputs)
     assert set(seen) == {shared}
     torch.testing.assert_close(kernel, explicit(model, inputs), rtol=1e-9, atol=1e-10)
