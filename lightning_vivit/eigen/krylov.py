@@ -6,7 +6,7 @@ The state of the search in `lanczos`: a Krylov decomposition A B^T = B^T T + E^T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_vivit.eigen.drift import Drift
-from lightning_vivit.eigen.rows import Rows
 from lightning_vivit.eigen.sums import inner_products, norm, normalise
 from lightning_vivit.errors import ProblemError
 
 _LITTLE = 0.5  # share of a vector after orthogonalisation, below which it is done again
+_COLUMNS = 1 << 20  # of a basis that are turned at a time
 
 
 class Halves(Protocol):
@@ -32,7 +32,7 @@ class Halves(Protocol):
 
     width: int
 
-    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
         """The products of b vectors [b, P]; writes what the first step gives to b of [width]."""
 
 
@@ -103,7 +103,7 @@ class Search:
         """Start with an empty basis; the arguments are those of `leading_eigenpairs`."""
         self._multiply, self._which, self._random = halves, which, random
         self._basis = torch.empty(room, size, dtype=dtype, device=device)
-        self._between = Rows(halves.width, dtype, device)  # what the first halves gave
+        self._between = self._basis.new_empty(room, halves.width)  # what the first halves gave
         self._projected = np.zeros((room, room))  # T
         self._edge = self._basis[:0]  # E
         self._coefficients = np.zeros((0, room))  # C, [r, room]
@@ -203,10 +203,9 @@ class Search:
         size = values.abs() if self._which == "magnitude" else values
         order = size.argsort(descending=True)[:keep]
         turn = vectors[:, order].T.to(self._basis)
-        for columns in range(0, self._basis.shape[1], 1 << 20):  # no second basis in memory
-            some = self._basis[:, columns : columns + (1 << 20)]
-            some[:keep] = turn @ some[: self.filled]
-        self._between.turn(turn)
+        for matrix in (self._basis, self._between):
+            for some in matrix.split(_COLUMNS, dim=1):  # no second basis in memory
+                some[:keep] = turn @ some[: self.filled]
         coefficients = self._coefficients[:, : self.filled] @ vectors[:, order].numpy()
         self._coefficients = np.zeros_like(self._coefficients)
         self._coefficients[:, :keep] = coefficients
@@ -220,7 +219,7 @@ class Search:
         old, count = self.filled, new.shape[0]
         if count == 0:
             return 0
-        images = self._multiply(new, self._between.places(old, count))
+        images = self._multiply(new, self._between[old : old + count])
         self.products += count
         self._basis[old : old + count] = new
         self.filled = old + count
@@ -294,8 +293,8 @@ class Search:
         if basis.device.type != "cpu":  # there, what was not written to takes no memory
             basis = basis.clone()
         coefficients = found.coefficients.T.flip(0).to(basis)
-        if self._between.width > 0:
-            vectors = self._between.combine(coefficients)
+        if self._between.shape[1] > 0:
+            vectors = coefficients @ self._between[: self.filled]
         else:
             vectors = coefficients @ basis
             normalise(vectors)

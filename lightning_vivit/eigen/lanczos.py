@@ -22,7 +22,7 @@ apart (`_visible`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ class _Whole:
         assert multiply is not None
         self._multiply = multiply
 
-    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
         return self._multiply(columns)
 
 

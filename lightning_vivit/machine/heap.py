@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-HEAP_BLOCK = 32 << 20  # bytes; from there on glibc's malloc takes blocks from the system
 _STATM = Path("/proc/self/statm")  # pages: all, resident, of which shared, ...
 
 

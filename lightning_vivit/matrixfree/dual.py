@@ -22,7 +22,6 @@ from lightning_vivit.jacobian.linear import graph_grad, not_twice
 from lightning_vivit.jacobian.live import LivePart, Space
 from lightning_vivit.jacobian.probing import tolerance
 from lightning_vivit.jacobian.trust import Proofs, signature
-from lightning_vivit.machine.heap import HEAP_BLOCK
 from lightning_vivit.matrices import Matrix
 from lightning_vivit.problem.tape.recorder import Tape
 from lightning_vivit.samples.batch import tensors_in
@@ -114,7 +113,7 @@ class DualSpace:
         self._sizes = [grad.numel() for grad in self._pulled]
         self.width = sum(self._sizes) + flat.numel()
 
-    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
         """V^T V u [K, N*M] of u [K, N*M]; V u in compact form beside J V u to K of [Q + N*D]."""
         compact = sum(self._sizes)
         images = []
@@ -127,11 +126,9 @@ class DualSpace:
     def vectors(self, count: int) -> int:
         """How many vectors u to keep.
 
-        With V u and J V u they need less memory than `count` of twice P; and malloc keeps theirs.
+        With V u and J V u they need less memory than `count` of twice P.
         """
-        fitting = 2 * count * self._space.size // (self.width + self.size)
-        kept = (HEAP_BLOCK - (1 << 20)) // (self.size * self._outputs.element_size())
-        return max(count, fitting if kept < 2 * count else min(fitting, kept))
+        return max(count, 2 * count * self._space.size // (self.width + self.size))
 
     def pull(self, columns: Tensor) -> Tensor:
         """V u for K vectors, [K, N*M] to the compact form [K, Q]: half a product."""

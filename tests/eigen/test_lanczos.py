@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_vivit import OptionError
-from lightning_vivit.eigen import krylov, rows
+from lightning_vivit.eigen import krylov
 from lightning_vivit.eigen.lanczos import leading_eigenpairs
 from lightning_vivit.eigen.start import Start, starting_block
 from lightning_vivit.eigen.trace import estimate_trace
@@ -104,21 +102,19 @@ class Halved:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.width = matrix, matrix.shape[0]
 
-    def __call__(self, columns: Tensor, forms: Sequence[Tensor]) -> Tensor:
+    def __call__(self, columns: Tensor, forms: Tensor) -> Tensor:
         for form, column in zip(forms, columns, strict=True):
             form.copy_(self.matrix @ column)
         return columns @ self.matrix.T @ self.matrix
 
 
-@pytest.mark.parametrize("height", [1, 5, 100])
 @pytest.mark.parametrize("room", [12, None])
-def test_first_halves_in_blocks(height, room, monkeypatch):
-    """The vectors of V V^T from rows in blocks of any height, with and without restarts."""
+def test_first_halves(room, monkeypatch):
+    """The vectors of V V^T, with and without restarts."""
     torch.manual_seed(0)
     matrix = torch.randn(90, 90).double() * torch.logspace(0.5, -2.5, 90).double()
     halves = Halved(matrix.T[:, :80].contiguous())
-    monkeypatch.setattr(rows, "_BLOCK", height * 90 * 8)
-    monkeypatch.setattr(rows, "_COLUMNS", 37)
+    monkeypatch.setattr(krylov, "_COLUMNS", 37)
     found = leading_eigenpairs(
         None, 80, 3, tol=1e-7, halves=halves, dtype=torch.float64, max_basis=room, block=2
     )
