@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_vivit.eigen.drift import Drift
 from lightning_vivit.eigen.sums import inner_products, norm, normalise
 from lightning_vivit.errors import ProblemError
 
@@ -109,7 +108,6 @@ class Search:
         self._coefficients = np.zeros((0, room))  # C, [r, room]
         self._eps = torch.finfo(dtype).eps
         self._grew = False
-        self._drift = Drift(self._eps)
         self.filled = 0
         self.products = 0
 
@@ -210,7 +208,6 @@ class Search:
         self._coefficients = np.zeros_like(self._coefficients)
         self._coefficients[:, :keep] = coefficients
         self.filled = keep
-        self._drift.stop()
         self._projected[:] = 0.0
         self._projected[range(keep), range(keep)] = values[order].numpy()
 
@@ -227,26 +224,20 @@ class Search:
         recent = slice(max(0, old - count), self.filled)
         inner = np.zeros((self.filled, count))
         rest, lengths = images, [math.inf] * count
-        if count > 1 or self._edge.shape[0] > 0:
-            self._drift.reset()
         # Most of an image lies along the newest vectors: without that, one pass over all is exact.
         for place, some in enumerate((recent, slice(None), slice(None))):
-            if place == 1 and self._drift.stays_small(lengths[0]):
-                some = recent
             befores = lengths
             found = inner_products(basis[some], rest)
             rest = torch.addmm(rest, found.T.to(basis.dtype), basis[some], alpha=-1.0)
-            known = found.cpu().numpy()
-            inner[some] += known
+            inner[some] += found.cpu().numpy()
             lengths = [norm(vector) for vector in rest]
             if not all(map(math.isfinite, lengths)):
                 raise ProblemError(
                     "A curvature-vector product is not finite: the network's derivatives "
                     "overflowed. Look at the loss and the learning rate, or use more precision."
                 )
-            if place == 0:
-                self._drift.see(float(np.abs(known).max()))
-            elif all(now >= _LITTLE * then for now, then in zip(lengths, befores, strict=True)):
+            small = any(now < _LITTLE * then for now, then in zip(lengths, befores, strict=True))
+            if place > 0 and not small:
                 break  # else what is left may be rounding of what was taken
         self._projected[: self.filled, old : self.filled] = inner
         self._projected[old : self.filled, :old] = inner[:old].T
