@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.factors import Dense, Factor, Lookup, OuterProduct, Shift
-from lightning_vivit.jacobian.scales import CONVOLUTIONS, NormalisedConvolution
+from lightning_vivit.problem.forms.convolution import CONVOLUTIONS
 from lightning_vivit.problem.tape.recorder import Call
 from lightning_vivit.rules import Use, dense_rule, find_rule
 from lightning_vivit.samples.axis import SampleAxis
@@ -79,20 +79,10 @@ class Collector:
         self._cache: dict[str, Tensor] = {}
         self._buffers: list[Tensor | None] = [None] * len(self.axes)
         self._rows: dict[int, tuple[Tensor, Dense]] | None = None  # id -> tensor, its rows
-        self._scaled: tuple[Collector, NormalisedConvolution] | None = None
         self._gathers = gathers
         self._group = 1  # columns of which rows are formed together
         self._some: int | None = None  # samples that fit into a cache; None for all
         self._waiting: list[Tensor] = []  # columns [N, *shape] of the next rows
-
-    def follow(self, before: Collector, pair: NormalisedConvolution) -> None:
-        """Take the rows of a scale from those of a convolution, if these are formed.
-
-        Args:
-            before: Takes the columns of the convolution, and takes each one first.
-            pair: The convolution and this normalisation.
-        """
-        self._scaled = before, pair
 
     def add(self, place: int, parts: Sequence[Tensor | None]) -> None:
         """Take one column.
@@ -106,11 +96,7 @@ class Collector:
             for part, axis in zip(parts, self.axes, strict=True)
         ]
         if place == 0:
-            sources = self._sources
-            self._leave_scale()
             self._rows = self._start_rows(split[0])
-            if self._rows is None:
-                self._sources, self._scaled = sources, None
         if self._rows is not None and split[0] is not None:
             self._add_rows(place, split[0])
             return
@@ -169,7 +155,7 @@ class Collector:
     def finish(self) -> list[tuple[Tensor, Factor]]:
         """The factors of the operation's parameters."""
         if self._rows is not None:
-            return [*self._rows.values(), *self._scales()]
+            return list(self._rows.values())
         if all(buffer is None for buffer in self._buffers):
             return []
         found = None if self._buffers[0] is None else self._apply(self._buffers[0])
@@ -177,27 +163,6 @@ class Collector:
             found = dense_rule(self.call, self._buffers, self.axes, self._sources)
         self._buffers = []
         return found
-
-    def _leave_scale(self) -> None:
-        """Form no rows of the scale if they will follow from a convolution's."""
-        if self._scaled is not None:
-            before, pair = self._scaled
-            if before.rows_of(pair.filters) is None:
-                self._scaled = None
-            else:
-                self._sources -= {id(pair.scale)}
-
-    def rows_of(self, tensor: Tensor) -> Dense | None:
-        """The rows of one tensor, if they are formed as its columns arrive."""
-        return None if self._rows is None else self._rows[id(tensor)][1]
-
-    def _scales(self) -> list[tuple[Tensor, Factor]]:
-        if self._scaled is None or self._rows is None:
-            return []
-        before, pair = self._scaled
-        filters = before.rows_of(pair.filters)
-        assert filters is not None
-        return [(pair.scale, pair.rows(filters, self._rows[id(pair.shift)][1].values))]
 
     def _apply(
         self, columns: Tensor, some: slice | None = None

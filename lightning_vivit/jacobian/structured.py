@@ -15,7 +15,6 @@ from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.factors import Dense, Factor, add_uses
 from lightning_vivit.jacobian.collector import Collector
-from lightning_vivit.jacobian.scales import normalised_convolutions
 from lightning_vivit.jacobian.structure import Located, Structure
 from lightning_vivit.jacobian.sweep import sweep
 from lightning_vivit.jacobian.tail import shared_tail
@@ -84,25 +83,22 @@ def structured_factors(
     calls, edges = _needed(tape, structure, targets)
     if not calls:
         return {}
-    sources = {index: _sources(tape, tape.calls[index], targets) for index in calls}
-    collectors = {
-        index: Collector(tape.calls[index], structure.axes[index], ids, columns.shape[0], gathers)
-        for index, ids in sources.items()
-    }
+    collectors = []
+    for index in calls:
+        ids = _sources(tape, tape.calls[index], targets)
+        axes = structure.axes[index]
+        collectors.append(Collector(tape.calls[index], axes, ids, columns.shape[0], gathers))
     tail = None
     if axis is not None:
         tail = shared_tail(tape, outputs, axis, structure.axes, columns)
-    for index, pair in normalised_convolutions(tape.calls, sources, outputs).items():
-        if tail is None or not {index, pair.convolution} & set(tail.arrived):
-            collectors[index].follow(collectors[pair.convolution], pair)
     if tail is None:
-        sweep(outputs, edges, columns, list(collectors.values()))
+        sweep(outputs, edges, columns, collectors)
     else:
         known = [tail.arrived.get(index) for index in calls]
-        sweep(tail.inputs, edges, tail.columns, list(collectors.values()), known)
+        sweep(tail.inputs, edges, tail.columns, collectors, known)
     uses: dict[str, list[Factor]] = {name: [] for name in names}
     derived: dict[int, tuple[Tensor, list[Factor]]] = {}
-    for collector in collectors.values():
+    for collector in collectors:
         for tensor, factor in collector.finish():
             if id(tensor) in targets:
                 uses[targets[id(tensor)]].append(factor)
