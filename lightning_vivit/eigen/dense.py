@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.machine.numbers import all_finite
 
-_TRIANGLE = "U"  # MKL reduces it in 0.85 to 0.95 of the time that the lower one takes
+_TRIANGLE = "U"  # which MKL reduces faster than the lower one
 _SINGLE_SIZE = 512  # below, double precision costs next to nothing
 _KRYLOV_SIZE = 256  # below, all eigenpairs cost less than the iteration's start
 _BLOCK = 4  # vectors multiplied at once, which also finds so many copies of an eigenvalue
@@ -109,7 +109,7 @@ def _block_krylov(
 
     Rayleigh-Ritz on a block Krylov space (Saad, Numerical Methods for Large Eigenvalue Problems,
     2011, section 6.4) with full reorthogonalisation. ARPACK takes as long, but through scipy,
-    whose idle BLAS threads wait in a loop and slow torch's down: for 25 ms on 2 cores.
+    whose idle BLAS threads wait in a loop and slow torch's down.
 
     Args:
         matrix: [M, M].

@@ -22,7 +22,7 @@ _REUSED_ENTRIES = 1 << 22  # of them on a CPU: blocks that malloc gives again wi
 _KEPT_ENTRIES = 7 << 20  # of rows that are kept there: faster, and still below malloc's 32 MB
 _CACHED_ENTRIES = 1 << 19  # of a product that a CPU's thread uses at once (2 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
-_ALIGNED = 32  # rows; a block has a multiple of them, because others take 10 to 50% longer
+_ALIGNED = 32  # rows; a block has a multiple of them, because others take longer
 _SPLIT = 192  # rows, and entries of each, from which half of the blocks is faster than the whole
 _WIDTH = 256  # columns of a product of input kernels
 
@@ -186,8 +186,8 @@ def _write_block(partial: Tensor, columns: Tensor, mode: str, written: Tensor) -
     """Write the products of partial sums with the columns of one sample.
 
     With several threads the batch is divided as it was when the sums were formed, so each thread
-    finds its own in its cache. Where the cores do not share a cache that is twice as fast as fewer
-    and larger products.
+    finds its own in its cache. Where the cores do not share a cache that is faster than fewer and
+    larger products.
 
     Args:
         partial: [n*G, C*A, L].
@@ -253,7 +253,7 @@ def symmetric_product(rows: Tensor) -> Tensor:
         return rows @ rows.T
     product = rows.new_empty(size, size)
     step = -(-size // (_BLOCKS * _ALIGNED)) * _ALIGNED
-    for start in range(0, size, step):  # tall blocks: 2 to 20% faster than wide ones
+    for start in range(0, size, step):  # tall blocks are faster than wide ones
         stop = min(size, start + step)
         block = rows[start:] @ rows[start:stop].T
         product[start:, start:stop] = block

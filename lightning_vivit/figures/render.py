@@ -33,7 +33,7 @@ def new_figure(width: float = 4.6, height: float = 3.3, left: float = 0.75) -> F
 def use_plain_powers(axis: Any) -> None:
     """Plain numbers on a log axis whose limits are set: 10 to a power is typeset, which is slow.
 
-    There are no ticks between the powers, which took two thirds of the time of a drawing. Limits
+    There are no ticks between the powers, which take most of the time of a drawing. Limits
     that are less than a factor of 100 apart get 2 and 5 times the powers, too.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator

@@ -4,8 +4,7 @@ A = scale V V^T with V = J^T S [P, N*M] has the nonzero eigenvalues of scale V^T
 are shorter where N*M < P. V u is kept in a compact form: of a linear layer with fewer positions R
 than inputs, the cotangents g [R, O] at its output instead of the weight's gradient g^T x. What J
 gives of that gradient is then x x^T g, which costs R^2 O instead of 2 R I O multiply-adds, and no
-vector of the size of the weight is written. Measured on one CPU thread with 1000 classes: a
-product took 1.0 training steps, and 0.7 this way.
+vector of the size of the weight is written.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def kernel_eigenvalues(kernel: Tensor) -> Tensor:
 
     Returns:
         [N] or [N*C], ascending as torch.linalg.eigvalsh returns them, in float64. Of a kernel in
-        float32 with 512 rows or more they are computed in float32, in half the time: each is
-        accurate to about 1e-6 of the largest one.
+        float32 with 512 rows or more they are computed in float32: each is accurate to about 1e-6
+        of the largest one.
     """
     matrix = flatten_kernel(kernel)
     if not in_single_precision(matrix.shape[0], matrix.dtype):

@@ -1,14 +1,13 @@
 """Equivalent forms of operations, for sweeps on a CPU: the same values, faster backward passes.
 
 A recorded pass is backpropagated through once for each column, so what its operations leave behind
-for that matters more than how they run. Measured with float32 and oneDNN on 2 cores:
+for that matters more than how they run. In float32:
 
-- A 2-dimensional convolution in the memory format channels_last needs no reordering of its maps.
-  Its backward pass takes 0.4 to 1.0 of the time at most sizes (1.1 at some), and up to 1.9 only
-  with many channels and a large kernel at few positions. What follows keeps the format.
+- A 2-dimensional convolution in the memory format channels_last needs no reordering of its maps by
+  oneDNN. Its backward pass is slower only with many channels and a large kernel at few positions.
+  What follows keeps the format.
 - Batch normalisation with running statistics is a scale and a shift. The backward pass of
-  `batch_norm` sums for its parameters' gradients, too, although nobody asked for them, and takes
-  three times as long as a multiplication.
+  `batch_norm` sums for its parameters' gradients, too, although nobody asked for them.
 - The backward pass of padding copies what is left of the gradient. A view of it is enough.
 - Max pooling goes before the ReLU that it follows, see `pooling`.
 """
