@@ -46,34 +46,36 @@ def evaluation_for(
     Raises:
         Exception: What the evaluation raised, the same object for everybody who asks for it.
     """
-    request, ranks, replica = monitor.request(), session.ranks, session.replica
-    found = session.results.get(request.key)
+    key, ranks, replica = monitor.key, session.ranks, session.replica
+    found = session.results.get(key)
     if found is None:
-        sharers = [other for other in session.monitors if other.request().key == request.key]
+        sharers = [other for other in session.monitors if other.key == key]
         kernel = any(m.needs_kernel and may_be_due(m, trainer, batch_idx) for m in sharers)
         try:
             data = clone(batch)
             if replica is not None:
                 module = replica.gathered(module, ranks)
-            wanted = _wanted_now(monitor, sharers, session, module.device)
-            due = replace(request, wanted=replace(wanted, kernel=kernel))
+            wanted = _wanted_now(monitor, sharers, session, kernel, module.device)
             index = batch_idx if monitor.source.data == "batch" else 0
-            found = evaluate_over_ranks(due, module, data, index, ranks)
+            found = evaluate_over_ranks(monitor, wanted, module, data, index, ranks)
             ranks.exchange()  # all have it, or nobody
         except Exception as error:
             found = error
-        session.results[request.key] = found
+        session.results[key] = found
     if isinstance(found, Exception):
         raise found
     return found
 
 
 def _wanted_now(
-    monitor: Measurement, sharers: Sequence[Measurement], session: Session, device: torch.device
+    monitor: Measurement,
+    sharers: Sequence[Measurement],
+    session: Session,
+    kernel: bool,
+    device: torch.device,
 ) -> Request:
     """What all monitors that share an evaluation want of it."""
-    request, replica = monitor.request(), session.replica
-    wanted = request.wanted
+    wanted, replica = monitor.request(), session.replica
     method, memory, generator = wanted.method, wanted.max_memory, None
     gram = session.ranks.size > 1 or any(each.needs_kernel for each in sharers)
     if gram and method == "auto":  # at all steps, as at those that need the kernel
@@ -89,5 +91,6 @@ def _wanted_now(
         method=method,
         max_memory=memory,
         generator=generator,
-        start=session.starts.get(request.key),
+        kernel=kernel,
+        start=session.starts.get(monitor.key),
     )

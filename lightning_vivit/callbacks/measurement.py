@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
+from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vivit.callbacks.options import DTYPES, MonitorOptions
 from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.callbacks.raw import MonitorResult, RawResults
-from lightning_vivit.callbacks.request import MonitorRequest
 from lightning_vivit.callbacks.schedule import Schedule
 from lightning_vivit.callbacks.state import References, RunState
 from lightning_vivit.errors import OptionError, require_choice
@@ -108,10 +109,10 @@ class Measurement:
             "max_overhead": settings.max_overhead,
         }
 
-    def request(self) -> MonitorRequest:
+    def request(self) -> Request:
         """What this monitor wants evaluated."""
         settings = self.settings
-        wanted = Request(
+        return Request(
             param_groups=settings.param_groups,
             method=self.method,
             matrix=self.matrix,
@@ -125,8 +126,14 @@ class Measurement:
             max_memory=settings.max_memory,
             backend=settings.backend,
         )
-        replay = DTYPES[settings.replay_dtype]
-        return MonitorRequest(self.source, wanted, settings.problem, replay, self.parameter_vectors)
+
+    @property
+    def key(self) -> Hashable:
+        """Monitors with equal keys share an evaluation; k may differ, the largest is evaluated."""
+        settings = self.settings
+        same = replace(self.request(), k=1, param_groups="all")
+        named = repr(settings.param_groups), id(settings.problem), settings.replay_dtype
+        return *self.source.key, same, *named
 
     @property
     def k(self) -> int:

@@ -28,7 +28,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_vivit.errors import OptionError, ViViTError
+from lightning_vivit.errors import OptionError, ViViTError, require_integer
 from lightning_vivit.loggers.entry import LogEntry
 from lightning_vivit.loggers.files import npz, run_directory, step_file, write_file
 from lightning_vivit.version import __version__
@@ -83,8 +83,7 @@ class RawResults:
     ) -> None:
         if on_result is not None and not callable(on_result):
             raise OptionError(f"on_result has to be a callable of the result, got {on_result!r}.")
-        if not isinstance(history, int) or isinstance(history, bool) or history < 0:
-            raise OptionError(f"history has to be an integer >= 0, got {history!r}.")
+        require_integer("history", history, lowest=0)
         if dump not in (None, "npz", "safetensors"):
             raise OptionError(f"dump has to be None, 'npz' or 'safetensors', got {dump!r}.")
         if dump == "safetensors" and importlib.util.find_spec("safetensors") is None:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vivit.callbacks.failures import cause_of, warn
 from lightning_vivit.callbacks.measurement import Measurement
+from lightning_vivit.callbacks.options import DTYPES
 from lightning_vivit.callbacks.pacing import Pacer
 from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.eigen.lanczos import search_vectors
@@ -31,8 +32,8 @@ class Session:
 
     Attributes:
         pacer: Their time.
-        results: Key of a request -> its evaluation at this step, or why there is none.
-        starts: Key of a request -> what the next search of eigenvectors starts from.
+        results: Key of monitors -> their evaluation at this step, or why there is none.
+        starts: Key of monitors -> what the next search of eigenvectors starts from.
         writers: Key of a value -> the monitor that wrote it at this step.
         reported: The last error of this step that was told.
         laid_out: Whether the dashboards have their charts.
@@ -71,10 +72,10 @@ class Session:
     def check_room(self, monitor: Measurement, trainer: Trainer, module: LightningModule) -> None:
         """Refuse a monitor for which a gathered copy of the module would be too large."""
         if self.replica is not None:
-            request = monitor.request()
-            wanted, vectors = request.wanted, request.vectors
+            wanted, vectors = monitor.request(), monitor.parameter_vectors
             vectors += search_vectors(wanted.k) if wanted.matrix_free else 0
-            need = replica_bytes(trainer, module, request.replay_dtype, vectors)
+            replay = DTYPES[monitor.settings.replay_dtype]
+            need = replica_bytes(trainer, module, replay, vectors)
             name = type(monitor).__name__
             check_room(name, trainer, self.ranks, wanted.max_memory, need)
 
