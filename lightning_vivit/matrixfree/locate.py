@@ -10,7 +10,6 @@ from lightning_vivit.jacobian.proof import refuse_mixing
 from lightning_vivit.jacobian.trust import Proofs, signature
 from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.samples.layout import SampleLayout
-from lightning_vivit.samples.size import batch_size
 
 _LAYOUTS: Proofs[SampleLayout] = Proofs()
 
@@ -43,7 +42,7 @@ def locate(problem: Problem, recording: Recording) -> SampleLayout:
 
 def _located(problem: Problem, outputs: Tensor, count: int) -> SampleLayout:
     rows = outputs.shape[0]
-    last = batch_size(problem.inputs) - 1
+    last = problem.num_samples - 1
     with problem.part(last, last + 1).recorded() as alone:
         single = alone.outputs.detach()
     positions = rows // count

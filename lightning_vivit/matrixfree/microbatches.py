@@ -21,7 +21,6 @@ from lightning_vivit.problem.isolation.numerics import quiet_numerics
 from lightning_vivit.problem.problem import Problem, Recording
 from lightning_vivit.problem.tape.recorder import Tape
 from lightning_vivit.samples.layout import SampleLayout
-from lightning_vivit.samples.size import batch_size
 
 _PROVED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
 
@@ -65,7 +64,7 @@ class Microbatches:
             InteractionError: Samples influence each other.
         """
         self._problem, self._names, self._linearised = problem, list(names), linearised
-        count = batch_size(problem.inputs)
+        count = problem.num_samples
         self._bounds = _split(count, microbatch)
         self._prepared = False
         if self._visit(microbatch is None and count > 1, max_memory):

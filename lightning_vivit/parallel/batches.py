@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_vivit.parallel.ranks import Ranks
 from lightning_vivit.samples.batch import map_leaves
 from lightning_vivit.samples.cut import cut, join
-from lightning_vivit.samples.size import find_size
+from lightning_vivit.samples.size import read
 
 
 def take_part(batch: Any, ranks: Ranks) -> tuple[Any, bool]:
@@ -23,13 +23,13 @@ def take_part(batch: Any, ranks: Ranks) -> tuple[Any, bool]:
         The rank's part, and whether it has none: then the batch's first sample stands in for it,
         so that the rank knows the shapes.
     """
-    size = find_size(batch)
-    if size is None:
+    size = read(batch).count
+    if size == 0:
         return batch, ranks.rank > 0
     start, stop = (size * place // ranks.size for place in (ranks.rank, ranks.rank + 1))
     if start == stop:
-        return cut(batch, 0, 1, size), True
-    return cut(batch, start, stop, size), False
+        return cut(batch, 0, 1), True
+    return cut(batch, start, stop), False
 
 
 def gather_batch(batch: Any, ranks: Ranks) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -35,7 +35,7 @@ from lightning_vivit.problem.training_step import check_replayable, run_training
 from lightning_vivit.samples.axis import is_sequence_first, likely_counts
 from lightning_vivit.samples.batch import tensors_in
 from lightning_vivit.samples.cut import cut
-from lightning_vivit.samples.size import batch_size, check_rows, leading_sizes
+from lightning_vivit.samples.size import Reading, check_rows, leading_sizes, read
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Problem:
         self._targets = targets
         self._reduction = reduction
         self._step: tuple[Any, int] | None = None
+        self._reading: Reading | None = None  # of a part of another problem
         self.dtype = dtype
         self.in_eval = False
 
@@ -137,6 +138,22 @@ class Problem:
     def inputs(self) -> Any:
         """The batch: the model's inputs, or what training_step gets."""
         return self._inputs
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, as most of the batch's tensors say."""
+        return self._read().count
+
+    def _read(self) -> Reading:
+        """How the batch is read.
+
+        Raises:
+            ProblemError: It has no samples.
+        """
+        if self._reading is None:
+            leading_sizes(self._inputs)
+            return read(self._inputs)
+        return self._reading
 
     @property
     def has_loss(self) -> bool:
@@ -169,11 +186,12 @@ class Problem:
             A problem whose data are slices: of everything with a row or an entry per sample, and
             of targets with T rows per sample, those of a sample together.
         """
-        count = batch_size(self._inputs)
-        cut_inputs = cut(self._inputs, start, stop, count)
-        cut_targets = cut(self._targets, start, stop, count, rows=True)
+        reading = self._read()
+        cut_inputs = cut(self._inputs, start, stop, reading)
+        cut_targets = cut(self._targets, start, stop, reading, rows=True)
         part = Problem(self.model, self._loss, cut_inputs, cut_targets, reduction=self._reduction)
         part.dtype, part.in_eval = self.dtype, self.in_eval
+        part._reading = replace(reading, count=stop - start)
         if self._step is not None:
             part._step = (cut_inputs, self._step[1])
         return part
@@ -200,7 +218,8 @@ class Problem:
             ProblemError: The batch, the loss or the outputs are not supported.
         """
         wanted = list(self.trainable()) if names is None else names
-        sizes = leading_sizes(self._inputs)
+        known = self._reading
+        sizes = leading_sizes(self._inputs) if known is None else (known.count,)
         dtype = replay_dtype(self.model, self.dtype)
         with quiet_numerics(), ExitStack() as stack:
             if self.in_eval:
@@ -224,7 +243,7 @@ class Problem:
                     recorder, self._loss, returned, targets, self._reduction
                 )
             outputs = check_outputs(returned if loss is None else loss.outputs)
-            if self._step is not None:
+            if self._step is not None and known is None:
                 check_rows(self._inputs, outputs.shape[0])
             if is_sequence_first(tensors_in(self._inputs), outputs.shape[0]):
                 sizes = (outputs.shape[0], *sizes)

@@ -21,6 +21,7 @@ from lightning_vivit.errors import ProblemError
 
 _PLAIN = (str, bytes, bytearray, range, int, float, complex, type(None), type)
 _LEAVES = (Tensor, np.ndarray, nn.Module, *_PLAIN)
+_COMMON = frozenset((type(None), bool, int, float, str, slice, torch.dtype, torch.device))
 
 
 def parts(value: Any) -> Mapping[Any, Any]:
@@ -110,8 +111,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from tensors_in(part)
-    elif not isinstance(value, _LEAVES):
-        for part in parts(value).values():
+    elif type(value) not in _COMMON:  # arguments of an operation, mostly
+        for part in value.values() if type(value) is dict else parts(value).values():
             yield from tensors_in(part)
 
 

@@ -11,33 +11,35 @@ from torch import Tensor
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.samples.batch import checksum, describe, map_parts, parts
-from lightning_vivit.samples.size import batch_size, find_size
-from lightning_vivit.samples.units import has_samples, kind_of, outline, rough, sizes_in, units
+from lightning_vivit.samples.size import Reading, read
+from lightning_vivit.samples.units import kind_of, outline, rough, sizes_in, units
 
 
-def cut(batch: Any, start: int, stop: int, count: int | None = None, rows: bool = False) -> Any:
+def cut(
+    batch: Any, start: int, stop: int, reading: Reading | None = None, rows: bool = False
+) -> Any:
     """Samples start..stop-1 of a batch; what has no row or entry for each sample stays.
 
     Args:
         batch: Whatever Lightning moves, see `samples.batch`; left as it is.
         start: The first sample.
         stop: One after the last sample.
-        count: Number of samples; None for the batch's own.
+        reading: What has one; None for the batch's own.
         rows: Whether a tensor may have T rows for each sample, those of a sample together.
 
     Raises:
-        ProblemError: No tensor with a batch axis, or a container that cannot be copied.
+        ProblemError: A container that cannot be copied.
     """
-    count = batch_size(batch) if count is None else count
-    if has_samples(batch, count):
-        kind = kind_of(batch)
+    reading = read(batch) if reading is None else reading
+    kind = kind_of(batch)
+    if reading.holds(batch):
         return batch[start:stop] if kind is None else kind.cut(batch, slice(start, stop))
-    if rows and isinstance(batch, Tensor) and batch.ndim and batch.shape[0] % count == 0:
-        each = batch.shape[0] // count
+    if rows and isinstance(batch, Tensor) and batch.ndim and batch.shape[0] % reading.count == 0:
+        each = batch.shape[0] // reading.count
         return batch[start * each : stop * each]
-    if kind_of(batch) is not None:
+    if kind is not None:
         return batch
-    return map_parts(lambda part: cut(part, start, stop, count, rows), batch)
+    return map_parts(lambda part: cut(part, start, stop, reading, rows), batch)
 
 
 def limit(batch: Any, max_samples: int | None) -> Any:
@@ -49,24 +51,25 @@ def limit(batch: Any, max_samples: int | None) -> Any:
 
     Raises:
         OptionError: The shapes do not tell the samples from the positions of sequences.
+        ProblemError: A container that cannot be copied.
     """
-    size = find_size(batch)
-    if max_samples is None or size is None or size <= max_samples:
+    reading = read(batch)
+    if max_samples is None or reading.count <= max_samples:
         return batch
-    if _may_be_sequence_first(batch, size):
+    if _may_be_sequence_first(batch, reading):
         raise OptionError(
             f"The samples of the batch ({describe(batch)}) may be on the first axis or, sequence "
             f"first, on the second, so max_samples={max_samples} cannot be applied. Use "
             "max_samples=None, or pass a smaller batch as probe."
         )
-    return cut(batch, 0, max_samples, size)
+    return cut(batch, 0, max_samples, reading)
 
 
-def _may_be_sequence_first(batch: Any, size: int) -> bool:
-    """Whether a tensor [size, n, ...] meets as many tensors [n, ...] as [size, ...]."""
-    found = units(batch, lambda value: has_samples(value, size))
+def _may_be_sequence_first(batch: Any, reading: Reading) -> bool:
+    """Whether a tensor [N, n, ...] meets as many tensors [n, ...] as [N, ...]."""
+    found = units(batch, reading.holds)
     shapes = [unit.shape for unit in found if isinstance(unit, Tensor) and unit.ndim > 0]
-    counts = Counter(shape[0] for shape in shapes)
+    counts, size = Counter(shape[0] for shape in shapes), reading.count
     second = {shape[1] for shape in shapes if shape[0] == size and len(shape) > 1} - {1, size}
     return any(counts[other] == counts[size] for other in second)
 
@@ -82,32 +85,32 @@ def join(batches: Sequence[Any], like: Any = None) -> Any:
         ProblemError: The batches do not fit together.
     """
     like = batches[0] if like is None else like
-    counts = [size for size in map(find_size, batches) if size is not None]
-    if len(batches) == 1 or len(counts) < len(batches):
+    readings = [read(batch) for batch in batches]
+    if len(batches) == 1 or not all(reading.count for reading in readings):
         return like
-    return _join(like, batches, counts)
+    return _join(like, batches, readings)
 
 
-def _join(like: Any, values: Sequence[Any], counts: Sequence[int]) -> Any:
-    if all(map(has_samples, values, counts)):
-        kind = kind_of(like)
+def _join(like: Any, values: Sequence[Any], readings: Sequence[Reading]) -> Any:
+    kind = kind_of(like)
+    if all(reading.holds(value) for reading, value in zip(readings, values, strict=True)):
         return type(like)(chain(*values)) if kind is None else kind.join(like, values)
-    if not sizes_in(like) or kind_of(like) is not None:
+    if kind is not None or not sizes_in(like):
         return like
     if any(parts(value).keys() != parts(like).keys() for value in values):
         raise ProblemError(
             f"Batches with other parts cannot be joined: {' and '.join(map(describe, values))}."
         )
-    return map_parts(lambda part, *each: _join(part, each, counts), like, *values)
+    return map_parts(lambda part, *each: _join(part, each, readings), like, *values)
 
 
 def form(batch: Any) -> tuple[Any, ...]:
     """What must agree for batches to be joined: the structure, and all that stays in a cut."""
-    count = batch_size(batch)
+    reading = read(batch)
 
     def of_one(value: Any) -> Any:
-        if not has_samples(value, count):
+        if not reading.holds(value):
             return checksum(value)
-        return rough(value) if kind_of(value) is None else (*rough(value), value.shape[1:])
+        return (*rough(value), getattr(value, "shape", ())[1:])
 
-    return outline(batch, of_one, lambda value: has_samples(value, count))
+    return outline(batch, of_one, reading.holds)

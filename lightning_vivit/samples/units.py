@@ -133,26 +133,10 @@ def sizes_in(value: Any) -> list[int | None]:
     return [kind.size(unit) for unit in units(value) if (kind := kind_of(unit))]
 
 
-def has_samples(value: Any, count: int) -> bool:
-    """Whether a part of a batch has a row or an entry for each sample.
-
-    A list or tuple with as many entries as there are samples has one for each if these hold no
-    tensor (names, lengths), or are alike and hold a scalar or tensors of other leading sizes.
-
-    Args:
-        value: The part.
-        count: Number of samples N.
-    """
-    kind = kind_of(value)
-    if kind is not None:
-        return kind.size(value) == count
-    if type(value) not in (list, tuple) or len(value) != count:
-        return False
-    sizes = sizes_in(value)
-    if not sizes:
-        return True
-    scalars, rows = sizes.count(None), sizes.count(count)
-    return are_alike(value) and (scalars > 0 or 2 * rows < len(sizes))
+def numbers_in(value: Any) -> int:
+    """How many numbers and strings the entries of a list hold, beside their tensors."""
+    held = (part for entry in value for part in parts(entry).values())
+    return sum(isinstance(part, (int, float, str)) for part in held)
 
 
 def are_alike(value: Any) -> bool:

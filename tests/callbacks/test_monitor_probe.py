@@ -22,7 +22,7 @@ from lightning_vivit.problem.isolation.private_copy import private_copy
 from lightning_vivit.problem.isolation.rng import isolated_rng
 from lightning_vivit.samples.batch import clone
 from lightning_vivit.samples.cut import limit
-from lightning_vivit.samples.size import find_size
+from lightning_vivit.samples.size import read
 
 
 class Fetcher(pl.Callback):
@@ -241,7 +241,7 @@ def test_limit_reaches_into_dataclasses() -> None:
 
 
 def test_batch_size_without_tensors() -> None:
-    assert find_size(["a", 3]) is None
+    assert read(["a", 3]).count == 0
     assert limit(["a", 3], 1) == ["a", 3]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from samples.structures import STRUCTURES
 from torch import Tensor
 
 from lightning_vivit import GGNSpectrumMonitor
@@ -51,6 +52,13 @@ def test_parts_of_other_containers() -> None:
     part, _ = take_part(batch, Ranks(1, 2))
     assert part.x.tolist() == [2, 3] and part.more["y"].tolist() == [[4, 5], [6, 7]]
     assert checksum(part) != checksum(batch)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_parts_of_every_structure_are_the_whole_again(name: str) -> None:
+    whole = STRUCTURES[name].make(list(range(9)))
+    mine, theirs = (take_part(whole, Ranks(rank, 2))[0] for rank in (0, 1))
+    assert checksum(gather_batch(mine, Recorded([theirs]))) == checksum(whole)
 
 
 def test_parts_are_joined_in_the_order_of_the_ranks() -> None:
