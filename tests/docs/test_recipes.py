@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import lightning_vivit
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "design.md").read_text()
 RECIPES = dict(re.findall(r"^### How to add (.+?)\n(.*?)(?=^##)", PAGE, re.DOTALL | re.MULTILINE))
@@ -49,7 +51,8 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with everything that the recipes add."""
     folder = tmp_path_factory.mktemp("recipes")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "lightning_vivit", folder / "lightning_vivit", ignore=ignored)
+    source = Path(lightning_vivit.__file__).parent  # of the checkout, or of an installed wheel
+    shutil.copytree(source, folder / "lightning_vivit", ignore=ignored)
     shutil.copytree(ROOT / "docs", folder / "docs")
     shutil.copy(ROOT / "pyproject.toml", folder)
     for text in RECIPES.values():
