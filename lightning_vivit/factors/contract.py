@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_vivit.factors.base import Dense, Factor
-from lightning_vivit.factors.formed import Formed, RowBlock
 from lightning_vivit.factors.lookup import Lookup
 from lightning_vivit.factors.orders import CHUNK_ENTRIES, ORDERS, by_rows, multiply_rows
 from lightning_vivit.factors.outer import OuterProduct
@@ -46,21 +45,3 @@ def contract(
         return multiply_rows(first.values, second.values, mode)  # in whatever order
     left = first.rows()
     return multiply_rows(left, left if first is second else second.rows(), mode)
-
-
-def contract_keeping(factor: OuterProduct, entries: int = CHUNK_ENTRIES) -> tuple[Tensor, Formed]:
-    """Products of all rows of a factor with each other, by rows, and the rows themselves.
-
-    Args:
-        factor: Factor with N samples and D columns.
-        entries: Entries of a block of rows.
-
-    Returns:
-        The kernel contribution [N, D, N, D] (of a bias of the same use too, if the factor
-        includes it), and the rows of the weight.
-    """
-    blocks: list[RowBlock] = []
-    kernel = by_rows(factor, factor, "full", entries, blocks)
-    groups, a = factor.columns.shape[2:4]
-    sizes = (groups, a, factor.inputs.shape[2])
-    return kernel, Formed(blocks, sizes, factor.shape, factor.transposed, factor.taps)

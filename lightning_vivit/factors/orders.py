@@ -14,12 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.formed import RowBlock
 from lightning_vivit.factors.outer import OuterProduct
 
 CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)
 _REUSED_ENTRIES = 1 << 22  # of them on a CPU: blocks that malloc gives again without page faults
-_KEPT_ENTRIES = 7 << 20  # of rows that are kept there: faster, and still below malloc's 32 MB
 _CACHED_ENTRIES = 1 << 19  # of a product that a CPU's thread uses at once (2 MB in float32)
 _BLOCKS = 6  # row blocks of a symmetric product
 _ALIGNED = 32  # rows; a block has a multiple of them, because others take longer
@@ -67,35 +65,26 @@ def by_kernels(first: OuterProduct, second: OuterProduct, mode: str) -> Tensor:
 
 
 def by_rows(
-    first: OuterProduct,
-    second: OuterProduct,
-    mode: str,
-    entries: int = CHUNK_ENTRIES,
-    kept: list[RowBlock] | None = None,
+    first: OuterProduct, second: OuterProduct, mode: str, entries: int = CHUNK_ENTRIES
 ) -> Tensor:
     """Jacobian rows of a few outputs at a time, multiplied.
 
-    Best for many positions and small weights (early convolutions). The rows of `first` are
-    appended to `kept`, if given.
+    Best for many positions and small weights (early convolutions).
     """
     n, c, groups, a, _ = first.columns.shape
     m, d = second.columns.shape[:2]
     b = first.inputs.shape[2]
     if first.columns.device.type == "cpu":
-        entries = min(entries, _REUSED_ENTRIES if kept is None else _KEPT_ENTRIES)
+        entries = min(entries, _REUSED_ENTRIES)
     step = max(1, min(a, entries // max(1, n * c * b)))
     step = -(-a // -(-a // step))  # blocks of nearly equal size
-    workspace = first.columns.new_empty(n * c * step * b if kept is None else 0)
+    workspace = first.columns.new_empty(n * c * step * b)
     spare = workspace if first is second else first.columns.new_empty(m * d * step * b)
     total: Tensor | None = None
     for group in range(groups):
         for start in range(0, a, step):
             stop = min(a, start + step)
-            if kept is not None:
-                workspace = workspace.new_empty(n * c * (stop - start) * b)
             left = _some_rows(first, group, start, stop, workspace)
-            if kept is not None:
-                kept.append(RowBlock(group, start, left))
             right = left if first is second else _some_rows(second, group, start, stop, spare)
             part = multiply_rows(left, right, mode)
             total = part if total is None else total.add_(part)

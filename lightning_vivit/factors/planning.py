@@ -26,8 +26,6 @@ _CACHED = 20.0  # the same where it stays in a cache
 _ROW = 290.0  # of one row of a small product
 _PAIR = 5.0e4  # of one small product in a batch
 _CALL = 3.0e6  # of starting one operation
-_KEPT = 80.0  # of keeping an entry of rows in fresh memory and reading it once more
-_VECTORS = 10  # sums of rows (eigenvectors) that are asked for later
 
 
 @dataclass(frozen=True)
@@ -126,21 +124,6 @@ def choose_order(first: OuterProduct, second: OuterProduct, mode: str) -> str:
     """
     costs = predicted_costs(Size.of(first, second, mode))
     return min(costs, key=lambda name: costs[name])
-
-
-def worth_keeping(size: Size) -> bool:
-    """Whether rows that were formed should be kept for eigenvectors and steps.
-
-    Each is a sum of rows: L multiplications for each sample and entry of the weight from the
-    factor, D from the rows, which are bound by memory instead.
-
-    Args:
-        size: The contraction that formed the rows.
-
-    Returns:
-        True for many positions and few columns.
-    """
-    return _VECTORS * size.length > _KEPT * size.d
 
 
 def rows_cost(pairs: int, entries: int) -> float:

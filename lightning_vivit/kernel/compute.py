@@ -119,8 +119,6 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
     plan = Plan(entries=min(CHUNK_ENTRIES, max(1, budget // (8 * itemsize))))
     totals: dict[str, Tensor] = {}
     kept: dict[str, Factor] | None = {} if _fits_at_once(passes) else None
-    if kept is not None:
-        plan.room = max(0, budget - fixed - sum(part.size for part in passes))
     for part in passes:
         if part.blocks == 1:
             factors = plan.sweep(partial(task.factors, part.names, task.columns, part.gathers))
@@ -130,7 +128,7 @@ def _compute(task: KernelTask, mode: str, split: int | None, budget: int) -> Ker
                 if block is not None:
                     totals[group] = totals[group].add_(block) if group in totals else block
             if kept is not None:
-                kept.update(plan.with_kept_rows(factors))
+                kept.update(factors)
         else:
             _add_by_blocks(task, part, mode, split, plan, totals)
     for group, members in task.groups.items():

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors import (
-    Dense,
-    Factor,
-    Formed,
-    OuterProduct,
-    Shift,
-    contract,
-    contract_keeping,
-)
+from lightning_vivit.factors import Factor, OuterProduct, contract
 from lightning_vivit.factors.orders import CHUNK_ENTRIES
 from lightning_vivit.factors.planning import (
     Size,
     multiplications_per_second,
     predicted_costs,
     rows_cost,
-    worth_keeping,
 )
 
 
@@ -34,12 +25,11 @@ class PlanRow:
 
     Attributes:
         names: The parameters that it covers.
-        order: Order of contraction, ``dense`` for explicit rows, ``rows, kept`` for rows that
-            were formed and kept.
+        order: Order of contraction, ``dense`` for explicit rows.
         shape: Sizes for the reader.
         cost: Predicted cost, in multiplications of a large matrix product.
         measured: Seconds that it took (on an accelerator, to start it).
-        memory: Bytes of the factor, or of the rows that were kept in its place.
+        memory: Bytes of the factor.
     """
 
     names: str
@@ -59,8 +49,6 @@ class Plan:
     passes: int = 0
     like: Tensor | None = None  # tells device and dtype
     entries: int = CHUNK_ENTRIES  # of temporary rows that may be held at once
-    room: int = 0  # bytes that may be spent on rows that are kept
-    formed: dict[tuple[int, int], Formed] = field(default_factory=dict)  # by the factor's tensors
 
     def run(self, names: str, first: Factor, second: Factor, mode: str) -> Tensor:
         """Contract two factors and note what it cost.
@@ -77,51 +65,13 @@ class Plan:
         order, cost, shape = _predict(first, second, mode)
         self.like = _tensor(first)
         start = time.perf_counter()
-        if order == "rows" and self._keeps(first, second, mode):
-            assert isinstance(first, OuterProduct)
-            result, formed = contract_keeping(first, self.entries)
-            self.formed[id(first.columns), id(first.inputs)] = formed
-            self.room -= formed.size
-            order, memory = "rows, kept", formed.size
-        else:
-            chosen = None if order == "dense" else order
-            result = contract(first, second, mode, chosen, self.entries)
-            tensors = [value for value in vars(first).values() if isinstance(value, Tensor)]
-            memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        chosen = None if order == "dense" else order
+        result = contract(first, second, mode, chosen, self.entries)
         measured = time.perf_counter() - start
+        tensors = [value for value in vars(first).values() if isinstance(value, Tensor)]
+        memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self.rows.append(PlanRow(names, order, shape, cost, measured, memory))
         return result
-
-    def _keeps(self, first: Factor, second: Factor, mode: str) -> bool:
-        """Whether the rows of a symmetric contraction are kept: they pay, and there is room."""
-        if first is not second or mode != "full" or not isinstance(first, OuterProduct):
-            return False
-        n, d = first.columns.shape[:2]
-        size = n * d * first.shape.numel() * first.columns.element_size()
-        on_cpu = first.columns.device.type == "cpu"
-        return on_cpu and size <= self.room and worth_keeping(Size.of(first, first, mode))
-
-    def with_kept_rows(self, factors: Mapping[str, Factor]) -> dict[str, Factor]:
-        """Factors with the rows that were kept in place of their columns, which can be freed.
-
-        Args:
-            factors: Parameter -> factor, as they were contracted.
-
-        Returns:
-            Parameter -> factor; biases of the same columns become rows, too.
-        """
-        found: dict[str, Factor] = {}
-        freed = set()
-        for name, factor in factors.items():
-            if isinstance(factor, OuterProduct):
-                kept = self.formed.pop((id(factor.columns), id(factor.inputs)), None)
-                found[name] = factor if kept is None else kept
-                if kept is not None:
-                    freed.add(factor.columns.data_ptr())
-        for name, factor in factors.items():
-            if isinstance(factor, Shift) and factor.columns.data_ptr() in freed:
-                found[name] = Dense(factor.rows(), factor.shape)
-        return {name: found.get(name, factor) for name, factor in factors.items()}
 
     def table(self) -> str:
         """The plan as text: one line for each contraction, the dearest share visible."""

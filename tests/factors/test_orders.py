@@ -153,3 +153,14 @@ def test_choice_follows_the_shapes() -> None:
         assert chosen(*size) == "kernels"
     some = factor(4, 3, 1, 5, 6, 1, 0)
     assert choose_order(some, some, "full") in ORDERS
+
+
+@pytest.mark.parametrize(("d", "a", "b"), [(1, 16, 9), (3, 16, 9), (2, 8, 16), (2, 5, 7)])
+def test_rows_are_written_in_place(d: int, a: int, b: int) -> None:
+    some = factor(4, d, 1, a, b, 11, 0)
+    memory = torch.full((4, d + 2, a * b), torch.nan, dtype=torch.float64)
+    some.write_rows(memory[:, 1 : d + 1])
+    expected = torch.einsum("ndgal,ngbl->ndgab", some.columns, some.inputs).flatten(2)
+    torch.testing.assert_close(memory[:, 1 : d + 1], expected)
+    assert bool(memory[:, 0].isnan().all())
+    assert bool(memory[:, d + 1].isnan().all())
