@@ -105,7 +105,8 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     m, d = second.columns.shape[:2]
     symmetric = first is second
     side = first.columns.movedim(2, 1).reshape(n, groups, c * a, length)
-    input_kernels = _input_kernels(first, second)
+    inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
+    others = second.inputs.permute(1, 2, 0, 3).contiguous()  # [G, B, M, L]
     shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, d)}[mode]
     total = first.columns.new_empty(shape)
     span = _span(first)
@@ -113,7 +114,9 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
     workspace = side.new_empty(min(n, span) * groups, c * a, length)
     for begin in range(0, m, several):  # input kernels of several samples in one large product
         start = begin if symmetric else 0
-        kernels = input_kernels(start, begin, begin + several)
+        right = others[:, :, begin : begin + several].flatten(2)  # [G, B, m*L]
+        left = inputs[start:].transpose(0, 1).flatten(1, 2)  # [G, n*L, B]
+        kernels = torch.bmm(left, right).reshape(groups, n - start, length, -1, length)
         if first.offset:
             kernels += first.offset
         for index in range(begin, min(m, begin + several)):
@@ -131,35 +134,6 @@ def by_inputs_first(first: OuterProduct, second: OuterProduct, mode: str) -> Ten
             elif symmetric:
                 total[index, index + 1 :] = total[index + 1 :, index]
     return total
-
-
-def _input_kernels(first: OuterProduct, second: OuterProduct) -> Callable[[int, int, int], Tensor]:
-    """Kernels of the inputs, from the pixels where both have them.
-
-    Args:
-        first: The left factor.
-        second: The right factor.
-
-    Returns:
-        Function of (start, begin, end): the kernel of the first's samples from `start` on and of
-        the second's samples begin..end-1, [G, n, L, m, L].
-    """
-    n, groups, _, length = first.inputs.shape
-    ours, theirs = first.pixels, second.pixels
-    if ours is not None and theirs is not None and ours.matches(theirs):
-        m = second.inputs.shape[0]
-        return lambda start, begin, end: (
-            ours.narrow(start, n).kernel(theirs.narrow(begin, min(m, end))).unsqueeze(0)
-        )
-    inputs = first.inputs.transpose(2, 3).contiguous()  # [N, G, L, B]
-    others = second.inputs.permute(1, 2, 0, 3).contiguous()  # [G, B, M, L]
-
-    def from_patches(start: int, begin: int, end: int) -> Tensor:
-        right = others[:, :, begin:end].flatten(2)  # [G, B, m*L]
-        left = inputs[start:].transpose(0, 1).flatten(1, 2)  # [G, n*L, B]
-        return torch.bmm(left, right).reshape(groups, n - start, length, -1, length)
-
-    return from_patches
 
 
 def _span(factor: OuterProduct) -> int:

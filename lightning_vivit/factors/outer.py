@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.factors.base import Dense, Factor, Shift, in_own_order, in_parameter_order
-from lightning_vivit.factors.pixels import Pixels
 
 _LANES = 16  # numbers of float32 in the widest vector
 _SIDE_ENTRIES = 3 << 21  # of weighted columns: less than malloc's largest block of reused memory
@@ -29,7 +28,6 @@ class OuterProduct(Factor):
             one more input that is constantly 1; the rows are those of the weight alone.
         taps: More than 1 if the B inputs are in the order (taps, B/taps), and the parameter's are
             not, see `in_parameter_order`; not with `transposed`.
-        pixels: What the inputs are patches of, if their kernel is cheaper from there.
     """
 
     def __init__(
@@ -40,7 +38,6 @@ class OuterProduct(Factor):
         transposed: bool = False,
         offset: float = 0.0,
         taps: int = 1,
-        pixels: Pixels | None = None,
     ) -> None:
         """Keep both sides.
 
@@ -51,7 +48,6 @@ class OuterProduct(Factor):
             transposed: Whether the parameter is stored as (G, B, A).
             offset: 1.0 to include the kernel of a bias of the same use, else 0.0.
             taps: Order of the inputs, see the attribute.
-            pixels: See the attribute.
         """
         self.columns = columns
         self.inputs = inputs
@@ -59,7 +55,6 @@ class OuterProduct(Factor):
         self.transposed = transposed
         self.offset = offset
         self.taps = taps
-        self.pixels = pixels
 
     @property
     def num_samples(self) -> int:
@@ -80,7 +75,6 @@ class OuterProduct(Factor):
             self.transposed,
             self.offset,
             self.taps,
-            None if self.pixels is None else self.pixels.narrow(start, stop),
         )
 
     def rows(self) -> Tensor:

@@ -32,8 +32,7 @@ _CALL = 3.0e6  # of starting one operation
 class Size:
     """Shape of a contraction: N x M samples, C x D columns, G groups, A x B weight, L positions.
 
-    `ragged` says that the two sides have different numbers of positions, and `inputs` what the
-    kernel of a pair of samples' inputs costs from pixels, if that is cheaper than from patches.
+    `ragged` says that the two sides have different numbers of positions.
     """
 
     n: int
@@ -47,7 +46,6 @@ class Size:
     symmetric: bool
     mode: str
     ragged: bool = False
-    inputs: float | None = None
 
     @classmethod
     def of(cls, first: OuterProduct, second: OuterProduct, mode: str) -> Size:
@@ -56,10 +54,7 @@ class Size:
         m, d = second.columns.shape[:2]
         b = first.inputs.shape[2]
         ragged = second.columns.shape[4] != length
-        pixels = first.pixels
-        shared = pixels is not None and pixels.matches(second.pixels)
-        inputs = pixels.cost if pixels is not None and shared else None
-        return cls(n, m, c, d, g, a, b, length, first is second, mode, ragged, inputs)
+        return cls(n, m, c, d, g, a, b, length, first is second, mode, ragged)
 
     @property
     def pairs(self) -> int:
@@ -104,7 +99,7 @@ def _kernels(size: Size, half: float) -> float:
 
 def _inputs_first(size: Size) -> float:
     samples, length = size.n * size.m, size.length
-    inputs = samples * (length**2 * size.b if size.inputs is None else size.inputs)
+    inputs = samples * length**2 * size.b
     partial = samples * size.c * size.a * (length * (length + _CACHED) + _ROW)
     final = size.pairs * size.a * length * _SKINNY
     triangle = 0.5 if size.symmetric else 1.0

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vivit.factors import Factor, OuterProduct, Shift
-from lightning_vivit.factors.pixels import Axis, Pixels
 from lightning_vivit.problem.forms.windows import as_tuple, patches
 from lightning_vivit.rules.registry import Use, register_rule
 
@@ -29,7 +28,6 @@ def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
     pads = _pads(padding, kernel, dilation, rank)
     columns = use.columns  # [N, D, T, O, *out]
     n, d, count, channels = columns.shape[:4]
-    places = columns.shape[4:]
     columns = columns.reshape(n, d, count, channels, -1).transpose(2, 3).flatten(3)
     found: list[tuple[Tensor, Factor]] = []
     if use.wants(weight):
@@ -49,13 +47,7 @@ def convolution(use: Use) -> list[tuple[Tensor, Factor]] | None:
         seen = use.once("patches", unfold)
         side = columns.reshape(n, d, groups, channels // groups, -1)
         taps = torch.Size(kernel).numel() if channels_last else 1
-        pixels = None
-        if groups == count == 1:
-            walked = zip(maps.shape[2:], places, kernel, stride, pads, dilation, strict=True)
-            axes = tuple(Axis(size, out, k, s, pad[0], d) for size, out, k, s, pad, d in walked)
-            pixels = Pixels(maps.detach(), axes)
-            pixels = pixels if pixels.pays else None
-        found.append((weight, OuterProduct(side, seen, weight.shape, taps=taps, pixels=pixels)))
+        found.append((weight, OuterProduct(side, seen, weight.shape, taps=taps)))
     if use.wants(bias):
         found.append((bias, Shift(columns, bias.shape)))
     return found
