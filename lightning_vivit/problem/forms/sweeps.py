@@ -8,24 +8,22 @@ for that matters more than how they run. In float32:
   What follows keeps the format.
 - Batch normalisation with running statistics is a scale and a shift. The backward pass of
   `batch_norm` sums for its parameters' gradients, too, although nobody asked for them.
-- The backward pass of padding copies what is left of the gradient. A view of it is enough.
 - Max pooling goes before the ReLU that it follows, see `pooling`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_vivit.problem.forms.pooling import POOLS, RELUS, ReluBeforePool
+from lightning_vivit.problem.forms.pooling import OPERATIONS, ReluBeforePool
 from lightning_vivit.problem.forms.recomputation import is_recomputed
 
-_OPERATIONS = frozenset((F.batch_norm, F.pad, F.conv2d, *RELUS, *POOLS))
 _LARGE_WEIGHT = 1 << 16  # products of channels from which blocked maps are faster
 
 
@@ -52,21 +50,14 @@ class Substitutes:
             args: Its arguments.
             kwargs: Its arguments by name.
         """
-        if func not in _OPERATIONS or is_recomputed():
+        if is_recomputed():
             return func(*args, **kwargs)
-        if func is F.batch_norm:
-            found = _scaled_and_shifted(args, kwargs)
-            return func(*args, **kwargs) if found is None else found
-        if func is F.pad:
-            found = _padded(*args, **kwargs)
-            found = func(*args, **kwargs) if found is None else found
-            self._pooling.padded(found, args, kwargs)
-            return found
-        if func in RELUS:
-            return self._pooling.relu(func, args, kwargs)
-        if func in POOLS:
-            return self._pooling.pool(func, args, kwargs)
-        return self._convolved(args, kwargs)
+        if func is F.conv2d:
+            return self._convolved(args, kwargs)
+        if func in OPERATIONS:
+            return self._pooling.run(func, args, kwargs)
+        found = _scaled_and_shifted(args, kwargs) if func is F.batch_norm else None
+        return func(*args, **kwargs) if found is None else found
 
     def _convolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if len(args) < 2 or not all(_is_plain(each) for each in args[:2]):
@@ -95,36 +86,6 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     if outputs * inputs >= _LARGE_WEIGHT and kernel != [1, 1]:
         return torch.contiguous_format
     return torch.channels_last
-
-
-class _Padding(torch.autograd.Function):
-    """Constants around a tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, pad: Sequence[int], value: float | None) -> Tensor:
-        """Pad it."""
-        ctx.pad, ctx.shape = pad, inputs.shape
-        return F.pad(inputs, pad, value=value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """What is left of the gradient, a view."""
-        for place, before in enumerate(ctx.pad[::2]):
-            dim = len(ctx.shape) - 1 - place
-            gradient = gradient.narrow(dim, before, ctx.shape[dim])
-        return gradient, None, None
-
-
-def _padded(
-    input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
-) -> Tensor | None:
-    """A tensor with a constant around it, differentiable; None if it is something else."""
-    if type(input) is not Tensor or input.device.type != "cpu" or mode != "constant":
-        return None
-    if not input.requires_grad or not any(pad) or min(pad) < 0:
-        return None
-    padded: Tensor = _Padding.apply(input, pad, value)
-    return padded
 
 
 def _scaled_and_shifted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_vivit.problem.forms.convolution import CONVOLUTIONS, convolve
-from lightning_vivit.problem.forms.pooling import POOLS, RELUS, ReluBeforePool
+from lightning_vivit.problem.forms.pooling import OPERATIONS, ReluBeforePool
 from lightning_vivit.problem.forms.recomputation import is_recomputed
-
-_LEAN = frozenset((F.pad, *CONVOLUTIONS, *RELUS, *POOLS))
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -44,22 +42,11 @@ class TwiceDifferentiable(TorchFunctionMode):
             options.apply_defaults()
             if options.arguments["mode"] != "max" and options.arguments["max_norm"] is None:
                 return _embedding_bag(**options.arguments)
-        if self._lean and func in _LEAN and not is_recomputed():
-            return self._run_lean(func, args, kwargs or {})
+        if self._lean and func in CONVOLUTIONS and not is_recomputed():
+            return convolve(func, args, kwargs or {})
+        if self._lean and func in OPERATIONS and not is_recomputed():
+            return self._pooling.run(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-    def _run_lean(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        if func in CONVOLUTIONS:
-            return convolve(func, args, kwargs)
-        if func in RELUS:
-            return self._pooling.relu(func, args, kwargs)
-        if func in POOLS:
-            return self._pooling.pool(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._pooling.padded(result, args, kwargs)
-        return result
 
 
 def _embedding_bag(

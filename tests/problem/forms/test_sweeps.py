@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import lightning_vivit.problem.forms.sweeps as substitutes
 from lightning_vivit import Problem, empirical_ntk, evaluate
 from lightning_vivit.problem.forms.sweeps import Substitutes
-from lightning_vivit.problem.tape.gradients import batched_grad
 
 
 def gradients(value: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -80,34 +79,6 @@ def test_batch_statistics_stay_what_they_are() -> None:
     assert mean.abs().max() > 0  # the running mean was updated
     found = Substitutes().run(F.batch_norm, (inputs, None, None), {"training": True})
     assert torch.equal(found, F.batch_norm(inputs, None, None, training=True))
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    "options",
-    [{"pad": (1, 2)}, {"pad": (0, 1, 0, 1)}, {"pad": (2, 0, 1, 3, 1, 0), "value": -3.5}],
-    ids=str,
-)
-def test_padding(options: dict[str, Any], channels_last: bool) -> None:
-    inputs = leaf(2, 3, 4, 5)
-    maps = inputs.contiguous(memory_format=torch.channels_last) if channels_last else inputs * 1
-    plain, found = F.pad(maps, **options), Substitutes().run(F.pad, (maps,), options)
-    assert found.grad_fn.name() != plain.grad_fn.name()
-    assert torch.equal(plain, found)
-    assert plain.stride() == found.stride()
-    assert torch.equal(*gradients(plain, inputs), *gradients(found, inputs))
-    columns = torch.randn(2, *plain.shape)
-    both = [batched_grad([each], [inputs], [columns])[0] for each in (plain, found)]
-    assert torch.equal(*both)
-
-
-@pytest.mark.parametrize(
-    "options", [{"pad": (1, 1), "mode": "reflect"}, {"pad": (-1, 2)}, {"pad": (0, 0)}], ids=str
-)
-def test_other_padding_is_left_alone(options: dict[str, Any]) -> None:
-    maps = leaf(2, 3, 4)
-    plain, found = F.pad(maps, **options), Substitutes().run(F.pad, (maps,), options)
-    assert torch.equal(plain, found) and type(plain.grad_fn) is type(found.grad_fn)
 
 
 class Convolutions(nn.Module):
