@@ -9,7 +9,7 @@ from lightning_vivit.backpack.computations import (
 from lightning_vivit.callbacks import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor
 from lightning_vivit.datasets import ntk_between
 from lightning_vivit.errors import InteractionError, OptionError, ProblemError, ViViTError
-from lightning_vivit.evaluation.directions import Directions
+from lightning_vivit.evaluation.derivatives import Directions
 from lightning_vivit.evaluation.evaluate import evaluate
 from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.evaluation.matrix_free import MatrixFreeEvaluation

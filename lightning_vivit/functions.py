@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError, ProblemError
 from lightning_vivit.evaluation.build_kernel import cross_kernel
-from lightning_vivit.evaluation.directions import Damping, Directions
+from lightning_vivit.evaluation.derivatives import Damping, Directions
 from lightning_vivit.evaluation.evaluate import evaluate
 from lightning_vivit.evaluation.interface import Result
 from lightning_vivit.evaluation.request import Request

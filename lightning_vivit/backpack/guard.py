@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.registry import LOSS_FUNCTIONS
+from lightning_vivit.losses.known_losses import LOSS_FUNCTIONS
 from lightning_vivit.problem.tape.recorder import LOG_SOFTMAX
 from lightning_vivit.samples.batch import tensors_in
 

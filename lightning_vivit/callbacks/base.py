@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import Unpack
 
-from lightning_vivit.callbacks.checks import check_keys, check_setup
+from lightning_vivit.callbacks.before_training import check_keys, check_setup
 from lightning_vivit.callbacks.due import is_due
 from lightning_vivit.callbacks.failures import stop, stop_messages, tell
 from lightning_vivit.callbacks.measurement import Measurement

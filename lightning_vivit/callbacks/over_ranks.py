@@ -21,7 +21,7 @@ from lightning_vivit.parallel import (
     gather_batch,
     take_part,
 )
-from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.eval_mode import eval_mode
 from lightning_vivit.problem.problem import Problem
 from lightning_vivit.samples.batch import checksum
 

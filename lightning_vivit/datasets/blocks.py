@@ -22,7 +22,7 @@ from lightning_vivit.kernel.modes import KernelEstimate, OutputKernel
 from lightning_vivit.machine.heap import HeapLimit
 from lightning_vivit.machine.memory import default_budget
 from lightning_vivit.problem.groups import ParamGroups, resolve_groups
-from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.eval_mode import eval_mode
 from lightning_vivit.problem.isolation.rng import isolated_rng
 from lightning_vivit.problem.problem import Problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from lightning_vivit.backpack.backend import BackpackBackend
+from lightning_vivit.backpack.backpack_backend import BackpackBackend
 from lightning_vivit.errors import OptionError
 from lightning_vivit.jacobian.autograd import AutogradBackend
 from lightning_vivit.jacobian.backend import Backend

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.eigen.symmetric import numerical_floor
 from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.directions import Damping, Directions, directions_from_gram
+from lightning_vivit.evaluation.derivatives import Damping, Directions, directions_from_gram
 from lightning_vivit.evaluation.interface import Facts, Question, Result
 from lightning_vivit.evaluation.row_sums import RowSums
 from lightning_vivit.evaluation.solved import Grams

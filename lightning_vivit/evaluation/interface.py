@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_vivit.eigen.start import Start
 from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.directions import Damping, Directions
+from lightning_vivit.evaluation.derivatives import Damping, Directions
 from lightning_vivit.losses import SampleLoss
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem.problem import Recording

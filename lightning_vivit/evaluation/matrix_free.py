@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import numerical_floor
 from lightning_vivit.eigen.lanczos import Eigenpairs
 from lightning_vivit.eigen.start import Start
+from lightning_vivit.eigen.symmetric import numerical_floor
 from lightning_vivit.eigen.trace import TraceEstimate
 from lightning_vivit.errors import OptionError
-from lightning_vivit.evaluation.directions import Damping, Directions
+from lightning_vivit.evaluation.derivatives import Damping, Directions
 from lightning_vivit.evaluation.interface import Facts, Question, Result
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.matrixfree.products import Products
-from lightning_vivit.matrixfree.search import Search
+from lightning_vivit.matrixfree.search import GroupSearch
 from lightning_vivit.problem.groups import require_group
 from lightning_vivit.problem.problem import Problem
 
@@ -72,7 +72,7 @@ class MatrixFreeEvaluation(Result):
         )
         warm = request.start or {}
         self._searches = {
-            group: Search(
+            group: GroupSearch(
                 self._products,
                 self._products.space(own),
                 group,
@@ -270,7 +270,7 @@ class MatrixFreeEvaluation(Result):
             )
         return "\n".join(lines)
 
-    def _search(self, group: str) -> Search:
+    def _search(self, group: str) -> GroupSearch:
         require_group(group, self._searches)
         return self._searches[group]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_vivit.factors import Factor
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem.problem import Recording
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 from lightning_vivit.samples.layout import SampleLayout
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import gram_eigenpairs, gram_eigenvalues
+from lightning_vivit.eigen.symmetric import gram_eigenpairs, gram_eigenvalues
 from lightning_vivit.errors import OptionError
 from lightning_vivit.parallel import Whole
 from lightning_vivit.problem.groups import require_group

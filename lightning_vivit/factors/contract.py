@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_vivit.factors.base import Dense, Factor
+from lightning_vivit.factors.factor import Dense, Factor
 from lightning_vivit.factors.lookup import Lookup
 from lightning_vivit.factors.orders import CHUNK_ENTRIES, ORDERS, by_rows, multiply_rows
 from lightning_vivit.factors.outer import OuterProduct

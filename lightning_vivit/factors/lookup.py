@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.base import Factor
+from lightning_vivit.factors.factor import Factor
 from lightning_vivit.factors.orders import multiply_rows
 
 _CHUNK_ENTRIES = 1 << 24  # entries of temporary rows held at once (64 MB in float32)

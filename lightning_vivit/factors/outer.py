@@ -7,7 +7,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from lightning_vivit.factors.base import Dense, Factor, Shift, in_own_order, in_parameter_order
+from lightning_vivit.factors.factor import Dense, Factor, Shift, in_own_order, in_parameter_order
 
 _LANES = 16  # numbers of float32 in the widest vector
 _SIDE_ENTRIES = 3 << 21  # of weighted columns: less than malloc's largest block of reused memory

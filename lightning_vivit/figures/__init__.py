@@ -5,11 +5,11 @@ stay as they are, and drawing in a thread is safe.
 """
 
 from lightning_vivit.figures.canvas import draw_pixels, to_pixels
-from lightning_vivit.figures.directions import draw_directions
 from lightning_vivit.figures.history import History
-from lightning_vivit.figures.kernel import draw_kernel
-from lightning_vivit.figures.layers import draw_layers
-from lightning_vivit.figures.spectrum import draw_spectra
+from lightning_vivit.figures.kernel_heatmap import draw_kernel
+from lightning_vivit.figures.layer_heatmap import draw_layers
+from lightning_vivit.figures.sample_strips import draw_directions
+from lightning_vivit.figures.spectrum_curves import draw_spectra
 
 __all__ = [
     "History",

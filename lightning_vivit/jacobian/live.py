@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_vivit.jacobian.linear import Linearization, not_twice
+from lightning_vivit.jacobian.linearization import Linearization, not_twice
 from lightning_vivit.losses import SampleLoss
 from lightning_vivit.samples.layout import SampleLayout
 

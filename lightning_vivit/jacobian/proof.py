@@ -21,7 +21,7 @@ from lightning_vivit.jacobian.probing import Place, halves, make_probe, mismatch
 from lightning_vivit.jacobian.structure import Structure
 from lightning_vivit.jacobian.structured import structured_factors
 from lightning_vivit.jacobian.trust import Proofs, signature
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 from lightning_vivit.problem.tape.recorder import Call, Tape
 from lightning_vivit.samples.axis import SampleAxis, candidate_axes, likely_counts
 from lightning_vivit.samples.batch import tensors_in

@@ -18,7 +18,7 @@ from lightning_vivit.jacobian.collector import Collector
 from lightning_vivit.jacobian.structure import Located, Structure
 from lightning_vivit.jacobian.sweep import sweep
 from lightning_vivit.jacobian.tail import shared_tail
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 from lightning_vivit.problem.tape.recorder import Call, Tape
 from lightning_vivit.samples.axis import SampleAxis
 from lightning_vivit.samples.batch import tensors_in

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lightning_vivit.jacobian.collector import Collector
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 
 
 def sweep(

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.base import (
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.elementwise import ElementwiseLoss
+from lightning_vivit.losses.sample_loss import (
     compute_dtype,
     random_device,
     read_options,
@@ -15,8 +17,6 @@ from lightning_vivit.losses.base import (
     read_target,
     read_weight,
 )
-from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.elementwise import ElementwiseLoss
 from lightning_vivit.losses.scaling import scale_terms
 from lightning_vivit.samples.layout import SampleLayout
 

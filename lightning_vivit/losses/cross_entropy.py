@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.base import (
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.sample_loss import (
     SampleLoss,
     check_finite,
     check_mc_samples,
@@ -26,7 +27,6 @@ from lightning_vivit.losses.base import (
     read_target,
     read_weight,
 )
-from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.scaling import (
     average_draws,
     class_index_weights,

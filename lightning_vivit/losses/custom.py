@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.base import (
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.sample_loss import (
     SampleLoss,
     check_finite,
     check_mc_samples,
@@ -22,7 +23,6 @@ from lightning_vivit.losses.base import (
     read_options,
     read_outputs,
 )
-from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.scaling import average_draws, scale_terms
 from lightning_vivit.machine.numbers import all_finite
 from lightning_vivit.samples.layout import SampleLayout

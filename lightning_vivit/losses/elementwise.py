@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.losses.base import (
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.sample_loss import (
     SampleLoss,
     check_finite,
     check_mc_samples,
     compute_dtype,
     random_device,
 )
-from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.scaling import average_draws, scale_terms
 from lightning_vivit.samples.layout import SampleLayout
 

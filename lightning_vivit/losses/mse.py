@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.base import (
+from lightning_vivit.losses.call import LossCall
+from lightning_vivit.losses.elementwise import ElementwiseLoss
+from lightning_vivit.losses.sample_loss import (
     compute_dtype,
     read_options,
     read_outputs,
     read_target,
     read_weight,
 )
-from lightning_vivit.losses.call import LossCall
-from lightning_vivit.losses.elementwise import ElementwiseLoss
 from lightning_vivit.losses.scaling import scale_terms
 from lightning_vivit.samples.layout import SampleLayout
 

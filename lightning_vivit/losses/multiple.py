@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.losses.base import SampleLoss
+from lightning_vivit.losses.sample_loss import SampleLoss
 
 
 class MultipleLoss(SampleLoss):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.losses import SampleLoss
-from lightning_vivit.matrices.base import Matrix
+from lightning_vivit.matrices.matrix import Matrix
 from lightning_vivit.matrices.monte_carlo import MonteCarloGGN
 from lightning_vivit.matrices.rows import RowMatrix
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_vivit.jacobian.linear import graph_grad
+from lightning_vivit.jacobian.linearization import graph_grad
 from lightning_vivit.jacobian.live import LivePart, Space
-from lightning_vivit.matrices.base import Matrix
+from lightning_vivit.matrices.matrix import Matrix
 
 
 class Hessian(Matrix):

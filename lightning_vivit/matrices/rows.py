@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_vivit.jacobian.live import LivePart, Space, is_own
 from lightning_vivit.losses import SampleLoss
-from lightning_vivit.matrices.base import Matrix
+from lightning_vivit.matrices.matrix import Matrix
 
 
 class RowMatrix(Matrix):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_vivit.jacobian.linear import graph_grad, not_twice
+from lightning_vivit.jacobian.linearization import graph_grad, not_twice
 from lightning_vivit.jacobian.live import LivePart, Space
 from lightning_vivit.jacobian.probing import tolerance
 from lightning_vivit.jacobian.trust import Proofs, signature

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vivit.errors import OptionError, ProblemError
-from lightning_vivit.jacobian.linear import Linearization
+from lightning_vivit.jacobian.linearization import Linearization
 from lightning_vivit.jacobian.live import LivePart
 from lightning_vivit.losses import LossCall, MultipleLoss, make_loss
-from lightning_vivit.matrixfree.fitting import fitting_samples
+from lightning_vivit.matrixfree.fitting_samples import fitting_samples
 from lightning_vivit.matrixfree.locate import locate
-from lightning_vivit.matrixfree.shares import Size, shares
+from lightning_vivit.matrixfree.shares import LossSize, shares
 from lightning_vivit.problem.forms.twice import TwiceDifferentiable
 from lightning_vivit.problem.isolation.numerics import quiet_numerics
 from lightning_vivit.problem.problem import Problem, Recording
@@ -121,7 +121,7 @@ class Microbatches:
         self.tape: Tape | None = None
         self._starts: list[int] = []
         alone = len(self._bounds) == 1
-        sizes: list[Size] = []
+        sizes: list[LossSize] = []
         values: list[Tensor] = []
         outputs: list[Tensor] = []
         for index in range(len(self._bounds)):
@@ -144,7 +144,7 @@ class Microbatches:
                 if alone:
                     self.kept, self.tape, self.scale = part, found.tape, part.scale
                 else:
-                    sizes.append(Size.of(call, part.loss, part.layout.num_samples))
+                    sizes.append(LossSize.of(call, part.loss, part.layout.num_samples))
         self.outputs = outputs[0] if alone else torch.cat(outputs)  # [N, D]
         self._shares = [1.0] if alone else shares(sizes, self._other_size(sizes))
         if not alone:
@@ -202,7 +202,7 @@ class Microbatches:
         live = None if self._linearised else total
         return LivePart(linear, layout, loss, scale, self._starts[index], live)
 
-    def _other_size(self, sizes: Sequence[Size]) -> Size | None:
+    def _other_size(self, sizes: Sequence[LossSize]) -> LossSize | None:
         """A part of another size, if the sizes at hand do not tell how the scale changes."""
         if all(size.plain for size in sizes) or len({size.samples for size in sizes}) > 1:
             return None
@@ -210,7 +210,7 @@ class Microbatches:
         with self._problem.part(0, count).recorded(self._names) as recording:
             call, _ = _require_loss(recording)
             layout = SampleLayout(count, self._minor)
-            return Size.of(call, make_loss(call, layout), count)
+            return LossSize.of(call, make_loss(call, layout), count)
 
 
 def _split(count: int, microbatch: int | None) -> list[tuple[int, int]]:

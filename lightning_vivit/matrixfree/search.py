@@ -19,7 +19,7 @@ from lightning_vivit.matrixfree.products import Products
 
 
 @dataclass
-class Search:
+class GroupSearch:
     """Eigenpairs that are searched when they are asked for, and kept.
 
     Attributes:

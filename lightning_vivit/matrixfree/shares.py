@@ -18,7 +18,7 @@ from lightning_vivit.losses import LossCall, SampleLoss
 
 
 @dataclass(frozen=True)
-class Size:
+class LossSize:
     """What a loss call of one microbatch can be divided by.
 
     Attributes:
@@ -41,7 +41,7 @@ class Size:
     averages: bool
 
     @classmethod
-    def of(cls, call: LossCall, loss: SampleLoss, samples: int) -> Size:
+    def of(cls, call: LossCall, loss: SampleLoss, samples: int) -> LossSize:
         """Read the sizes off a loss call.
 
         Raises:
@@ -77,7 +77,7 @@ class Size:
         return found | {"weights": self.normalizer, "entries": self.entries, "terms": self.terms}
 
 
-def shares(sizes: Sequence[Size], other: Size | None) -> list[float]:
+def shares(sizes: Sequence[LossSize], other: LossSize | None) -> list[float]:
     """Factors with which the microbatches' losses add up to the whole batch's.
 
     Args:

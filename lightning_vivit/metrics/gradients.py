@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_vivit.metrics.base import MeanOfUpdates
+from lightning_vivit.metrics.diagnostic import MeanOfUpdates
 from lightning_vivit.metrics.functional.gradients import gradient_statistics, noise_over_signal
 
 

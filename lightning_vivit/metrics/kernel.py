@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
+from lightning_vivit.metrics.diagnostic import ComparisonWithPast, MeanOfUpdates
 from lightning_vivit.metrics.functional.checks import refusal
 from lightning_vivit.metrics.functional.kernel import kernel_distances, kernel_statistics
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vivit.metrics.base import ComparisonWithPast, MeanOfUpdates
+from lightning_vivit.metrics.diagnostic import ComparisonWithPast, MeanOfUpdates
 from lightning_vivit.metrics.functional.spectrum import (
     direction_parts,
     overlap_of_parts,

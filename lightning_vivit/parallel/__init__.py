@@ -2,7 +2,7 @@
 
 from lightning_vivit.parallel.batches import gather_batch, take_part
 from lightning_vivit.parallel.buffers import common_buffers
-from lightning_vivit.parallel.fitting import check_room, replica_bytes
+from lightning_vivit.parallel.fitting_copy import check_room, replica_bytes
 from lightning_vivit.parallel.kernels import shared_kernels
 from lightning_vivit.parallel.ranks import PeerError, Ranks
 from lightning_vivit.parallel.replica import SHARDED, Replica

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch.overrides import resolve_name
 
 from lightning_vivit.losses import SUPPORTED, LossRule, add_loss_rule, remove_loss_rule
-from lightning_vivit.losses.registry import LOSS_FUNCTIONS
+from lightning_vivit.losses.known_losses import LOSS_FUNCTIONS
 from lightning_vivit.problem.tape.operation import operation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

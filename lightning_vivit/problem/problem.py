@@ -17,7 +17,7 @@ from lightning_vivit.losses import LossCall
 from lightning_vivit.machine.numbers import all_finite
 from lightning_vivit.problem.forms.sweeps import Substitutes
 from lightning_vivit.problem.groups import plain_name
-from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.eval_mode import eval_mode
 from lightning_vivit.problem.isolation.numerics import quiet_numerics
 from lightning_vivit.problem.isolation.precision import (
     convert_batch,

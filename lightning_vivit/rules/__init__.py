@@ -2,9 +2,9 @@
 
 from lightning_vivit.problem.tape.operation import operation
 from lightning_vivit.rules import (
+    arithmetic,
     conv,
     conv_transpose,
-    elementwise,
     embedding,
     linear,
     norm,
@@ -16,10 +16,10 @@ from lightning_vivit.rules.registry import Rule, Use, find_rule, register_rule, 
 __all__ = [
     "Rule",
     "Use",
+    "arithmetic",
     "conv",
     "conv_transpose",
     "dense_rule",
-    "elementwise",
     "embedding",
     "find_rule",
     "linear",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.factors import Dense, Factor
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 from lightning_vivit.problem.tape.recorder import Call
 from lightning_vivit.samples.axis import SampleAxis
 from lightning_vivit.samples.batch import tensors_in

@@ -20,7 +20,7 @@ from lightning_vivit.callbacks import (
     Monitor,
     NTKMonitor,
 )
-from lightning_vivit.callbacks.checks import check_setup
+from lightning_vivit.callbacks.before_training import check_setup
 from lightning_vivit.errors import OptionError, ViViTError
 from lightning_vivit.problem.problem import Problem
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from lightning_vivit.callbacks.probe import BatchSource
 from lightning_vivit.errors import OptionError
-from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.eval_mode import eval_mode
 from lightning_vivit.problem.isolation.private_copy import private_copy
 from lightning_vivit.problem.isolation.rng import isolated_rng
 from lightning_vivit.samples.batch import clone

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_vivit import MatrixFreeEvaluation, OptionError, Problem, ProblemError, evaluate
 from lightning_vivit.evaluation.request import Request
 from lightning_vivit.matrices.ggn import GGN
-from lightning_vivit.matrixfree.fitting import graph_bytes
+from lightning_vivit.matrixfree.fitting_samples import graph_bytes
 from lightning_vivit.matrixfree.products import Products
 
 

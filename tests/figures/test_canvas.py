@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 
 from lightning_vivit.figures import canvas, draw_pixels, to_pixels
-from lightning_vivit.metrics.base import state_names
+from lightning_vivit.metrics.diagnostic import state_names
 
 
 def sketch(level: float = 2.0) -> Figure:

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lightning_vivit.parallel.kernels
 from lightning_vivit import DirectionalDerivativesMonitor, GGNSpectrumMonitor, NTKMonitor, Problem
 from lightning_vivit.callbacks.base import Monitor
-from lightning_vivit.evaluation.directions import Damping
+from lightning_vivit.evaluation.derivatives import Damping
 from lightning_vivit.evaluation.exact import Evaluation
 from lightning_vivit.loggers import Findings
 

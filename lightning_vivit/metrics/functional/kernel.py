@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import in_single_precision, symmetric_eigenvalues
+from lightning_vivit.eigen.symmetric import in_single_precision, symmetric_eigenvalues
 from lightning_vivit.machine.numbers import double
 from lightning_vivit.metrics.functional.checks import floats, refusal
 from lightning_vivit.metrics.functional.spectrum import condition_number, effective_rank

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lightning_vivit.problem.isolation.modes import eval_mode
+from lightning_vivit.problem.isolation.eval_mode import eval_mode
 
 __all__ = ["eval_mode", "private_copy"]
 

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
-from lightning_vivit.losses.registry import LOSS_FUNCTIONS, OTHER_LOSSES
+from lightning_vivit.losses.known_losses import LOSS_FUNCTIONS, OTHER_LOSSES
 from lightning_vivit.problem.forms.sweeps import Substitutes
 from lightning_vivit.problem.isolation.writes import WriteGuard
 from lightning_vivit.problem.tape.loss_calls import RecordedLoss, versions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.evaluation.directions import Directions
+from lightning_vivit.evaluation.derivatives import Directions
 from lightning_vivit.machine.numbers import double
 from lightning_vivit.matrices import Matrix
 from lightning_vivit.matrices.ggn import GGN

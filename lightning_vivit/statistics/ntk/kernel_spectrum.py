@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.eigen.symmetric import numerical_floor
 from lightning_vivit.figures import draw_spectra
 from lightning_vivit.metrics import functional
 from lightning_vivit.statistics.findings import Draw

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.problem.tape.gradients import batched_grad
+from lightning_vivit.problem.tape.cotangents import batched_grad
 from lightning_vivit.problem.tape.graph import graph_nodes
 
 

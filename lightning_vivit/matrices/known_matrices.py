@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lightning_vivit.errors import OptionError
-from lightning_vivit.matrices.base import Matrix
 from lightning_vivit.matrices.empirical_fisher import EmpiricalFisher
 from lightning_vivit.matrices.ggn import GGN
 from lightning_vivit.matrices.hessian import Hessian
+from lightning_vivit.matrices.matrix import Matrix
 
 MATRICES: dict[str, Matrix] = {
     matrix.name: matrix for matrix in (GGN(), Hessian(), EmpiricalFisher())

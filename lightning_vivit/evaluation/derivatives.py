@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_vivit.eigen.dense import numerical_floor
+from lightning_vivit.eigen.symmetric import numerical_floor
 from lightning_vivit.errors import OptionError
 
 Damping: TypeAlias = "float | Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]"

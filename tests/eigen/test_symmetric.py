@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_vivit.eigen import dense as spectrum
-from lightning_vivit.eigen.dense import gram_eigenpairs, gram_eigenvalues
+from lightning_vivit.eigen import symmetric as spectrum
+from lightning_vivit.eigen.symmetric import gram_eigenpairs, gram_eigenvalues
 from lightning_vivit.errors import ProblemError
 from lightning_vivit.metrics.functional import kernel_eigenvalues
 

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 
 from lightning_vivit.errors import ProblemError
-from lightning_vivit.losses.base import SampleLoss
 from lightning_vivit.losses.bce import BinaryCrossEntropy
 from lightning_vivit.losses.call import LossCall
 from lightning_vivit.losses.cross_entropy import CrossEntropy
 from lightning_vivit.losses.custom import CustomLoss
 from lightning_vivit.losses.mse import SquaredError
+from lightning_vivit.losses.sample_loss import SampleLoss
 from lightning_vivit.samples.layout import SampleLayout
 
 LossRule: TypeAlias = "Callable[[LossCall, SampleLayout], SampleLoss]"
