@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vivit.eigen.krylov import Eigenpairs, Halves, Search
+from lightning_vivit.eigen.krylov import Eigenpairs, Halves, Ritz, Search
 from lightning_vivit.errors import OptionError
 
 WHICH = ("largest", "magnitude")
@@ -104,12 +104,7 @@ def leading_eigenpairs(
         OptionError: An option has an impossible value.
         ProblemError: A product is not finite.
     """
-    if which not in WHICH:
-        raise OptionError(f"Unknown eigenvalues {which!r}. Supported: {', '.join(WHICH)}.")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
-        raise OptionError(f"k is {k!r}; it must be an integer from 1 to {size}, the parameters.")
-    if not tol > 0:
-        raise OptionError(f"tol is {tol!r}; it must be a positive number.")
+    _check_options(which, k, size, tol)
     limit = 20 * k + 100 if max_products is None else max_products
     room = max(search_vectors(k) if max_basis is None else max_basis, 2 * k + block + 2)
     draws = generator or torch.Generator().manual_seed(0)
@@ -144,20 +139,37 @@ def leading_eigenpairs(
                 verify *= 2  # something was missed, so more may be
                 checks = verify
             continue
-        search.restart_if_full(k, block)
-        bound = target if done else tol
-        order = sorted(range(found.count), key=found.residuals.__getitem__, reverse=True)
-        worst = [place for place in order[:block] if found.residuals[place] > bound]
-        grown = search.expand(found.edges[:, worst]) if worst else search.extend()
-        if grown == 0:
+        if not _grow(search, found, k, block, tol, target if done else tol, limit):
             break
-        far = found.count < k or largest > _FAR * tol
-        steps = max(1, k - search.filled) if far else 0  # before k there is no other direction
-        while steps > 0 and search.rank == 1 and search.products < limit:
-            search.restart_if_full(k, block)
-            search.expand(np.ones((1, 1)))  # there is one direction to go
-            steps -= 1
     return search.result(found, done)
+
+
+def _check_options(which: str, k: object, size: int, tol: float) -> None:
+    if which not in WHICH:
+        raise OptionError(f"Unknown eigenvalues {which!r}. Supported: {', '.join(WHICH)}.")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
+        raise OptionError(f"k is {k!r}; it must be an integer from 1 to {size}, the parameters.")
+    if not tol > 0:
+        raise OptionError(f"tol is {tol!r}; it must be a positive number.")
+
+
+def _grow(
+    search: Search, found: Ritz, k: int, block: int, tol: float, bound: float, limit: int
+) -> bool:
+    """Add directions in which residuals are above a bound; False where there are none left."""
+    search.restart_if_full(k, block)
+    order = sorted(range(found.count), key=found.residuals.__getitem__, reverse=True)
+    worst = [place for place in order[:block] if found.residuals[place] > bound]
+    grown = search.expand(found.edges[:, worst]) if worst else search.extend()
+    if grown == 0:
+        return False
+    far = found.count < k or max(found.residuals) > _FAR * tol
+    steps = max(1, k - search.filled) if far else 0  # before k there is no other direction
+    while steps > 0 and search.rank == 1 and search.products < limit:
+        search.restart_if_full(k, block)
+        search.expand(np.ones((1, 1)))  # there is one direction to go
+        steps -= 1
+    return True
 
 
 class _Whole:
