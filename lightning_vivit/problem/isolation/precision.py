@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_vivit.problem.isolation.numerics import default_dtype
 from lightning_vivit.samples.batch import map_leaves
 
 LOW = (torch.float16, torch.bfloat16)
@@ -93,11 +94,7 @@ def default_dtype_of(module: nn.Module, active: bool) -> Iterator[None]:
         module: Its parameters tell.
         active: Whether to do anything.
     """
-    before = torch.get_default_dtype()
     double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-    try:
-        if active:
-            torch.set_default_dtype(torch.float64 if double else torch.float32)
+    wanted = torch.float64 if double else torch.float32
+    with default_dtype(wanted if active else torch.get_default_dtype()):
         yield
-    finally:
-        torch.set_default_dtype(before)

@@ -31,3 +31,12 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         random.setstate(states[2])
         if devices is not None:
             torch.cuda.set_rng_state_all(devices)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that operations on a device draw from when they are given none."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        found: torch.Generator = torch.cuda.default_generators[index]
+        return found
+    return torch.default_generator

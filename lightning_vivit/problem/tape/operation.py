@@ -1,8 +1,9 @@
-"""Make a Python function visible to the recorder."""
+"""Make a Python function visible to the recorder, or what runs inside of one."""
 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,3 +34,33 @@ def operation(function: _Function) -> _Function:
         return function(*args, **kwargs)
 
     return visible  # type: ignore[return-value]
+
+
+@functools.cache
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `torch.nn.functional` that shows an active mode what it does inside.
+
+    Such a function asks first whether a mode is active and hands itself over. The copy of it that
+    is made here takes the answer to be no.
+
+    Args:
+        function: A Python function with that question.
+
+    Returns:
+        A function with the same code.
+    """
+
+    def no(*_: Any) -> bool:
+        return False
+
+    questions = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    scope = {**function.__globals__, **dict.fromkeys(questions, no)}  # type: ignore[attr-defined]
+    made = types.FunctionType(
+        function.__code__,  # type: ignore[attr-defined]
+        scope,
+        function.__name__,
+        function.__defaults__,  # type: ignore[attr-defined]
+        function.__closure__,  # type: ignore[attr-defined]
+    )
+    made.__kwdefaults__ = function.__kwdefaults__  # type: ignore[attr-defined]
+    return made

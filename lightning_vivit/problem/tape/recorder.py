@@ -25,6 +25,7 @@ from lightning_vivit.losses.known_losses import LOSS_FUNCTIONS, OTHER_LOSSES
 from lightning_vivit.problem.forms.sweeps import Substitutes
 from lightning_vivit.problem.isolation.writes import WriteGuard
 from lightning_vivit.problem.tape.loss_calls import RecordedLoss, versions
+from lightning_vivit.problem.tape.operation import opened
 from lightning_vivit.problem.tape.summary import summary
 from lightning_vivit.samples.batch import tensors_in
 
@@ -178,7 +179,8 @@ class Recorder(TorchFunctionMode):
         if self._guard is not None:
             self._guard.check(func, args, kwargs)
         if func is F.multi_head_attention_forward:
-            return self._run_open(func, args, kwargs)
+            with self:  # its inner operations are seen
+                return opened(func)(*args, **kwargs)
         if self._substitutes is None:
             result = func(*args, **kwargs)
         else:
@@ -216,27 +218,6 @@ class Recorder(TorchFunctionMode):
 
     def _module(self) -> str:
         return self._modules[-1] if self._modules else ""
-
-    def _run_open(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Run a composite Python function so that its inner operations are seen.
-
-        `func` asks `has_torch_function` first, which is true while a mode is active and would
-        come back here for ever; its first question is answered with no.
-        """
-        original = vars(F)["has_torch_function"]
-
-        def first_question(_: Any) -> bool:
-            vars(F)["has_torch_function"] = original
-            return False
-
-        vars(F)["has_torch_function"] = first_question
-        try:
-            with self:
-                return func(*args, **kwargs)
-        finally:
-            vars(F)["has_torch_function"] = original
 
     def _note_assignment(self, args: tuple[Any, ...]) -> None:
         target = args[0]
