@@ -30,7 +30,7 @@ class RowsBackend(Backend):
     used = 0
 
     def refusal(self, problem: Problem) -> str | None:
-        few = problem.inputs.shape[0] <= 10
+        few = problem.num_samples <= 10
         return None if few else "Rows of more than 10 samples take too long. Use backend='auto'."
 
     def expected_cost(self, problem: Problem) -> float:
